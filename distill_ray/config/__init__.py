@@ -1,0 +1,45 @@
+"""The YAML as pydantic models: one model a concept, unknown keys are errors, `type:` picks a variant.
+
+Needs no ray, torch or vllm, so `check` answers at once on any machine. `load_config` is the only way in; it turns
+pydantic's errors into one `ConfigError` that names the file, the dotted key, the value and the way out.
+"""
+
+from distill_ray.config.data import DataConfig
+from distill_ray.config.engine import (
+    EngineConfig,
+    FakeEngineConfig,
+    HfEngineConfig,
+    OpenAIEngineConfig,
+    Replicas,
+    SamplingConfig,
+    VllmEngineConfig,
+)
+from distill_ray.config.evaluate import EvaluateConfig
+from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.recipe import ContextRecipeConfig, ContextSource, ParseConfig, RecipeConfig
+from distill_ray.config.run import RunConfig, load_config, parse_config
+from distill_ray.config.train import DeepSpeedConfig, LoraConfig, StudentConfig, TrainConfig
+
+__all__ = [
+    "ContextRecipeConfig",
+    "ContextSource",
+    "DataConfig",
+    "DeepSpeedConfig",
+    "EngineConfig",
+    "EvaluateConfig",
+    "FakeEngineConfig",
+    "GenerateConfig",
+    "HfEngineConfig",
+    "LoraConfig",
+    "OpenAIEngineConfig",
+    "ParseConfig",
+    "RecipeConfig",
+    "Replicas",
+    "RunConfig",
+    "SamplingConfig",
+    "StudentConfig",
+    "TrainConfig",
+    "VllmEngineConfig",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,13 @@
+"""The base of every config model: unknown keys are errors, values do not change after loading."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """A strict, frozen model. `Field(description=...)` under every field is its documentation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
+    )

@@ -1,0 +1,243 @@
+"""`teacher:` (and other engines): who answers, on what hardware, with which sampling.
+
+"Teacher" and "student" are roles; an engine is what fills one. Capabilities are known from the config alone, so that
+what an engine cannot do is refused when the YAML loads, before a GPU is rented.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from distill_ray.config.base import Config
+
+DEMO_MODEL = "demo"
+
+
+class StructuredOutput(Config):
+    """Constrains the answer's form. Exactly one of the fields."""
+
+    json_schema: dict[str, Any] | None = None
+    """A JSON schema that the answer follows."""
+
+    regex: str | None = None
+    """A regular expression that the whole answer matches."""
+
+    choice: list[str] | None = None
+    """The answer is one of these."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredOutput:
+        given = [name for name in ("json_schema", "regex", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of json_schema, regex, choice (got {given or 'none'})")
+        return self
+
+
+class SamplingConfig(Config):
+    """How the engine samples. Part of a call's identity: a change here pays for the calls again."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.7
+    """0 is greedy."""
+
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus sampling: the smallest set of tokens with this probability mass."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Most new tokens per sample. An answer cut off here is a reject (`cut_off`), never trained on."""
+
+    n: Annotated[int, Field(ge=1)] = 1
+    """Samples per query; each gives an example of its own."""
+
+    stop: list[str] = []
+    """Strings that end the answer; they are not part of it."""
+
+    seed: int = 0
+    """Sample i uses seed + i, so a repeated run asks for the same."""
+
+    top_logprobs: Annotated[int, Field(ge=0)] = 0
+    """Keep the k most probable tokens per position, for soft targets. 0 keeps none."""
+
+    structured: StructuredOutput | None = None
+    """Structured output, where the engine has it."""
+
+
+class Replicas(Config):
+    """An actor pool that grows from min to max with the queue."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class _EngineBase(Config):
+    model: str = DEMO_MODEL
+    """A folder, a hub id, or `demo` (the built-in tiny model)."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    """How answers are sampled."""
+
+    max_concurrency: Annotated[int, Field(ge=1)] = 256
+    """Most requests in flight per engine."""
+
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """Tries after the first, for errors that may pass, before the row is rejected as `engine_error`."""
+
+    replicas: Replicas = Replicas()
+    """Engine actors: a number, or {min, max} to scale with the queue."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves per replica."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class _LocalModel(_EngineBase):
+    revision: str | None = None
+    """Commit or tag of a hub model; recorded on every example."""
+
+    trust_remote_code: bool = False
+    """Runs code that ships with the model. Leave it off unless you have read that code."""
+
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs per replica = tensor x pipeline parallel. 0 runs on CPU. Default: 0 for `demo`, else 1."""
+
+    chat_template: str | None = None
+    """A Jinja file, for a model that ships none."""
+
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template, for example {enable_thinking: false}."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs per replica with the default resolved."""
+        return self.gpus if self.gpus is not None else (0 if self.model == DEMO_MODEL else 1)
+
+
+class VllmEngineConfig(_LocalModel):
+    """vLLM inside Ray actors on this cluster."""
+
+    type: Literal["vllm"] = "vllm"
+
+    engine_kwargs: dict[str, Any] = {}
+    """Any argument of vLLM's engine, for example {max_model_len: 8192, tensor_parallel_size: 2}."""
+
+    reasoning_parser: str | None = None
+    """vLLM's parser that keeps the reasoning apart from the answer (deepseek_r1, qwen3, ...)."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"generate", "top_logprobs", "structured", "score"})
+
+    @model_validator(mode="after")
+    def _parallelism_fills_the_gpus(self) -> VllmEngineConfig:
+        tensor = self.engine_kwargs.get("tensor_parallel_size", 0)
+        pipeline = self.engine_kwargs.get("pipeline_parallel_size", 1)
+        if tensor and self.num_gpus and tensor * pipeline != self.num_gpus:
+            raise ValueError(
+                f"gpus is {self.num_gpus} but engine_kwargs asks for tensor_parallel_size {tensor} x "
+                f"pipeline_parallel_size {pipeline}; make gpus their product"
+            )
+        return self
+
+
+class HfEngineConfig(_LocalModel):
+    """Plain transformers `generate`: CPU, encoder-decoder models, small things."""
+
+    type: Literal["hf"] = "hf"
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Requests generated together."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"generate"})
+
+
+class OpenAIEngineConfig(_EngineBase):
+    """Any OpenAI-compatible URL: llama.cpp server, Ollama, a vLLM server, a vendor."""
+
+    type: Literal["openai"] = "openai"
+
+    base_url: str = "https://api.openai.com/v1"
+    """Up to and including /v1."""
+
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable with the key; null for a server that asks for none. Never the key itself."""
+
+    max_concurrency: Annotated[int, Field(ge=1)] = 32
+    """Most requests in flight per replica. Falls on 429 and climbs back."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds for one request, connection to last byte."""
+
+    extra_body: dict[str, Any] = {}
+    """Sent with every request as it is, for server-specific parameters."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"generate", "top_logprobs", "structured"})
+
+
+class FakeEngineConfig(_EngineBase):
+    """Deterministic answers without a model: for tests, dry runs, and breaking things on purpose.
+
+    Whether a request fails is a function of (`seed`, prompt, attempt), so a test can rely on it.
+    """
+
+    type: Literal["fake"] = "fake"
+
+    answer: str = "{{ query }}"
+    """Jinja template of the answer over `query` (the last user message), `system`, `sample_index`."""
+
+    latency_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that every answer takes."""
+
+    transient_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of attempts that fail with an error that may pass; retried like any other."""
+
+    fatal_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of prompts for which every attempt fails with an error that may pass (ends as `engine_error`)."""
+
+    empty_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of prompts answered with nothing."""
+
+    cut_off_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of prompts whose answer ends with finish_reason `length`."""
+
+    refusal_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of prompts answered with a refusal."""
+
+    unavailable: bool = False
+    """Fail at start, as an engine with a wrong key does."""
+
+    failure_seed: int = 0
+    """Which prompts the rates above pick."""
+
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Reject prompts of more words than this as `prompt_too_long`."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset({"generate", "structured"})
+
+
+EngineConfig = Annotated[
+    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig, Field(discriminator="type")
+]

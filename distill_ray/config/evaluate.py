@@ -1,0 +1,40 @@
+"""`evaluate:` student against teacher on held-out rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill_ray.config.base import Config
+
+Metric = Literal["exact_match", "agreement", "token_f1", "loss"]
+
+
+class EvaluateConfig(Config):
+    """What is measured on the `test` split, and how."""
+
+    metrics: list[Metric] = ["exact_match", "agreement", "token_f1", "loss"]
+    """exact_match: against `reference`, else the teacher. agreement: with the teacher. token_f1: word overlap.
+    loss: mean nats per token on the teacher's answers."""
+
+    reference: str | None = None
+    """Column with the gold answer."""
+
+    engine: Literal["vllm", "hf"] = "vllm"
+    """What answers for the student: vLLM, or plain transformers (small models on CPU, encoder-decoder models)."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most new tokens of a student answer. Default: the teacher's `sampling.max_tokens`."""
+
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Evaluate at most so many test rows (the first by row id)."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    """Resamples of rows behind each 95 % interval."""
+
+    worst: Annotated[int, Field(ge=0)] = 20
+    """How many of the worst examples the report shows."""
+
+    seed: int = 0
+    """Of the bootstrap."""

@@ -1,0 +1,219 @@
+"""The whole YAML, and the one way to load it: file + `--set` overrides -> checked `RunConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from distill_ray.config.base import Config
+from distill_ray.config.data import DataConfig
+from distill_ray.config.engine import EngineConfig
+from distill_ray.config.evaluate import EvaluateConfig
+from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.recipe import RecipeConfig
+from distill_ray.config.train import StudentConfig, TrainConfig
+from distill_ray.errors import ConfigError
+
+
+class RunConfig(Config):
+    """One distillation: recipe, data, teacher, student."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run in reports; letters, digits, dots, dashes."""
+
+    recipe: RecipeConfig
+    """What the teacher does with a row."""
+
+    data: DataConfig
+    """Where the rows come from."""
+
+    teacher: EngineConfig
+    """Who answers."""
+
+    student: StudentConfig = StudentConfig()
+    """Who learns."""
+
+    generate: GenerateConfig = GenerateConfig()
+    """Limits and sizes of the generation stage."""
+
+    train: TrainConfig = TrainConfig()
+    """The training loop."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured."""
+
+    @model_validator(mode="after")
+    def _engine_can_do_what_is_asked(self) -> RunConfig:
+        needs = {"top_logprobs": self.teacher.sampling.top_logprobs > 0, "structured": self.teacher.sampling.structured}
+        for capability, needed in needs.items():
+            if needed and capability not in self.teacher.capabilities:
+                raise ValueError(
+                    f"teacher.sampling.{capability}: the `{self.teacher.type}` engine cannot do this; "
+                    "remove it or take another teacher type"
+                )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load and check a YAML file.
+
+    Args:
+        path: the YAML. Relative paths inside it start at its folder and come back absolute.
+        overrides: "dotted.key=value" strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: names the file, the dotted key, the value and the way out.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config ({error.strerror}); give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the config as UTF-8") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_config(raw, where=str(path), base=path.parent, overrides=overrides)
+
+
+def parse_config(
+    raw: Any, *, where: str = "config", base: Path | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Check an already loaded config. See `load_config`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected keys and values at the top level, got {_show(raw)}")
+    raw = _copy(raw)
+    for override in overrides:
+        _apply_override(raw, override)
+    if isinstance(raw.get("teacher"), dict):
+        raw["teacher"].setdefault("type", "vllm")  # a discriminator has no default of its own
+    _make_paths_absolute(raw, (base or Path()).resolve())
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: expected dotted.key=value, for example --set train.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; everybody else reads it as a number
+        value = _number_or_text(value)
+    node: Any = raw
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: `{parent}` is not a section but the value {_show(node)}")
+    node[leaf] = value
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+# Keys whose value may be a path, and may also be something else (a hub id, a URL).
+_PATH_KEYS = (
+    ("data", "source"),
+    ("data", "validation"),
+    ("data", "test"),
+    ("recipe", "context", "file"),
+    ("teacher", "chat_template"),
+    ("student", "chat_template"),
+)
+_MODEL_KEYS = (("teacher", "model"), ("student", "model"))
+
+
+def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        if not isinstance(value, str) or "://" in value:
+            return value
+        return str(base / Path(value).expanduser())
+
+    for keys in _PATH_KEYS:
+        _rewrite(raw, keys, absolute)
+    for keys in _MODEL_KEYS:  # only what is meant as a path: "./model"; "org/model" is a hub id unless it exists
+        _rewrite(raw, keys, lambda v: absolute(v) if isinstance(v, str) and v.startswith((".", "~", "/")) else v)
+
+
+def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
+    for key in keys[:-1]:
+        node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and node.get(keys[-1]) is not None:
+        node[keys[-1]] = change(node[keys[-1]])
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
+    variants = {"vllm", "openai", "hf", "fake"}
+    parts = [str(part) for part in detail["loc"] if str(part) not in variants]
+    key = ".".join(parts) or "the config"
+    value = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key (value {_show(value)}); {_suggest(detail['loc'])}"
+    if detail["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = f" (got {_show(value)})" if not isinstance(value, dict) else ""
+    return f"{key}: {message}{shown}"
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    known = sorted(_known_keys(RunConfig.model_json_schema(), location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known keys here: {', '.join(known)}" if known else "remove it"
+
+
+def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[str]:
+    """Names of the properties at a place of a JSON schema, every variant of a union counted in."""
+
+    def resolve(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            return resolve(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]])
+        options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
+        return [leaf for option in options for leaf in resolve(option)] if options else [node]
+
+    nodes = [schema]
+    for part in location:
+        children = [n["properties"][part] for n in nodes if part in n.get("properties", {})]
+        if children:
+            nodes = [leaf for child in children for leaf in resolve(child)]
+            continue
+        items = [n["items"] for n in nodes if "items" in n] if isinstance(part, int) else []
+        if items:
+            nodes = [leaf for item in items for leaf in resolve(item)]
+        else:  # the name of a union's variant
+            nodes = [n for n in nodes if n.get("properties", {}).get("type", {}).get("const") == part] or nodes
+    return {name for node in nodes for name in node.get("properties", {})}
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

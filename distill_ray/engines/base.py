@@ -1,0 +1,60 @@
+"""The seam between recipes and models: one abstract class of four methods.
+
+An engine turns a conversation into n samples. It retries by itself what may pass later, and translates its library's
+errors once, into those of `distill_ray.errors`. It knows nothing of rows, recipes or the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from distill_ray.config.engine import SamplingConfig
+from distill_ray.records import Completion, Message
+
+
+class Engine(ABC):
+    """A model that answers conversations.
+
+    Life: construct (cheap, no I/O) -> `start` -> any number of concurrent `generate` -> `close`.
+    """
+
+    identity: str
+    """What answers: engine type, model and revision, everything that changes the answer for the same prompt. Part of
+    the ledger's key, so no URL, key or limit belongs here."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model or check the connection.
+
+        Raises:
+            ConfigError: the model or its arguments are wrong.
+            EngineUnavailable: it cannot be reached or does not let us in.
+        """
+
+    @abstractmethod
+    async def generate(
+        self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
+    ) -> list[Completion]:
+        """Answer once: samples first_sample .. sampling.n - 1, in that order, each with its `sample_index`.
+
+        Sample i is drawn with seed `sampling.seed + i`, so asking for more samples later continues the same series.
+
+        Raises:
+            RequestRejected: this request can never be answered (too long, control tokens, bad request).
+            TransientEngineError: still failing after this engine's own retries.
+            EngineUnavailable: no request can be answered.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free everything; calling it twice is harmless."""
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """Hash of the prompt as this engine renders it: equal keys are the same prompt. 16 bytes.
+
+        Engines that render the chat template themselves hash the token ids, so that a changed template is noticed.
+        """
+        return hashlib.blake2b(json.dumps(list(messages), ensure_ascii=False).encode(), digest_size=16).digest()

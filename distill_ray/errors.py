@@ -1,0 +1,87 @@
+"""The exception tree. One message each: what is wrong, the value, where, and what to do.
+
+    DistillError                     exit 1: the run failed
+    |-- InputError                   exit 2: the config or the input is wrong
+    |   |-- ConfigError              a key of the YAML, or something that it names
+    |   `-- DataError                a source file as a whole (a bad row is a Reject, not an error)
+    |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
+    |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
+    |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
+    `-- EngineError                  an engine could not answer
+        |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
+        |-- TransientEngineError     may pass later (429, 5xx, time-out, a dead engine); `retry_after` in seconds
+        `-- EngineUnavailable        no request can be answered (401, unknown model): stops the run
+
+All of them cross process boundaries inside Ray, so they stay picklable: positional arguments only, kept in `args`.
+"""
+
+from __future__ import annotations
+
+
+class DistillError(Exception):
+    """Base of all errors that a user can meet. `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+
+class InputError(DistillError):
+    """The config or the input is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A key of the configuration, or something that it names, is wrong."""
+
+
+class DataError(InputError):
+    """A source as a whole cannot be read."""
+
+
+class RunFolderError(DistillError):
+    """The run folder cannot be used."""
+
+
+class TooManyRejects(DistillError):
+    """The share of rejected rows passed `generate.max_reject_frac`."""
+
+
+class TrainingError(DistillError):
+    """Training cannot start or go on."""
+
+
+class EngineError(DistillError):
+    """An engine could not answer."""
+
+
+class RequestRejected(EngineError):
+    """This request can never be answered by this engine.
+
+    Args:
+        reason: a `records.RejectReason` value.
+        detail: one sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class TransientEngineError(EngineError):
+    """May pass later. `retry_after` is the wait in seconds that the server asked for, if it did."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.message = message
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class EngineUnavailable(EngineError):
+    """No request can be answered: wrong key, unknown model, engine that does not start."""

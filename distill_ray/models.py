@@ -1,0 +1,163 @@
+"""Where a model lives, and how a conversation becomes the token ids that every part of the system agrees on.
+
+`ChatTokenizer` is used by the engines that run a model themselves (vLLM, transformers) and by the trainer, so the ids
+that a student is trained on are the ids that its engine will see. Text that spells a control token ("<|im_end|>")
+stays plain text: vLLM's own chat path would turn it into the real token, which lets a user's query end its own turn.
+
+Needs transformers (imported on first use), not torch.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distill_ray.errors import ConfigError
+from distill_ray.records import Message
+
+DEMO_MODEL = "demo"
+DEMO_MODEL_PATH = Path(__file__).parent / "demo" / "model"
+
+
+def resolve_model(model: str, *, key: str = "model") -> str:
+    """Return what transformers and vLLM load: a folder, or a hub id unchanged.
+
+    Args:
+        model: `demo`, a folder, or a hub id ("org/name").
+        key: the dotted config key, for the message.
+
+    Raises:
+        ConfigError: it looks like a path and nothing is there.
+    """
+    if model == DEMO_MODEL:
+        return str(DEMO_MODEL_PATH)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{key}: {model} has no config.json; give the folder of a model in Hugging Face format")
+        return str(path)
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith("."):
+        return model
+    raise ConfigError(f"{key}: no model at {model}; give an existing folder, a hub id (org/name) or `demo`")
+
+
+class ChatTokenizer:
+    """A model's tokenizer and chat template.
+
+    Args:
+        model: as in the config (`demo`, folder or hub id).
+        revision: commit or tag of a hub model.
+        chat_template: a Jinja file, for a model without a template of its own.
+        chat_template_kwargs: passed to the template.
+        trust_remote_code: runs code that ships with the model.
+        key: the dotted config key, for messages.
+
+    Raises:
+        ConfigError: no tokenizer there, or no chat template.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        key: str = "model",
+    ) -> None:
+        from transformers import AutoTokenizer  # heavy: only where a model is used
+
+        path = resolve_model(model, key=key)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                path, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{key}: cannot load a tokenizer from {model} ({_first_line(error)})") from error
+        if chat_template is not None:
+            try:
+                self.tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"{key}: cannot read chat_template {chat_template} ({error.strerror})") from error
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"{key}: {model} has no chat template; take an instruction-tuned model, or give `chat_template: FILE`"
+            )
+        self._kwargs = dict(chat_template_kwargs or {})
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        tokens = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special and t.content]
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+    @cached_property
+    def end_id(self) -> int:
+        """Id of the token that ends an assistant turn: what the template puts there, else the tokenizer's eos."""
+        sentinel = _sentinel()
+        conversation = [{"role": "user", "content": "x"}, {"role": "assistant", "content": sentinel}]
+        text = self.tokenizer.apply_chat_template(conversation, tokenize=False, **self._kwargs)
+        after = text.rpartition(sentinel)[2]
+        ids = self.tokenizer.encode(after, add_special_tokens=False)
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        return ids[0] if ids and ids[0] in special else self.tokenizer.eos_token_id
+
+    def spells_control_tokens(self, text: str) -> bool:
+        """Whether `text` contains the spelling of one of this model's control tokens."""
+        return self._control_tokens.search(text) is not None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the assistant begins. [T]
+
+        Equal to what vLLM's chat path makes of the same messages, except where content spells a control token.
+        """
+        rendered = self._render(messages)
+        if not any(self.spells_control_tokens(m["content"]) for m in messages):
+            return self.tokenizer.encode(rendered, add_special_tokens=False)
+        # Render with random sentinels in place of the content, then tokenise the template's pieces with control
+        # tokens and the content's pieces without.
+        sentinels = [_sentinel() for _ in messages]
+        template = self._render([{"role": m["role"], "content": s} for m, s in zip(messages, sentinels, strict=True)])
+        content = dict(zip(sentinels, (m["content"] for m in messages), strict=True))
+        trimmed = {s: text.strip() for s, text in content.items()}
+        if _fill(template, content) != rendered and _fill(template, trimmed) == rendered:
+            content = trimmed  # the template trims what it is given
+        ids: list[int] = []
+        for piece in re.split("(" + "|".join(sentinels) + ")", template):
+            if piece in content:
+                ids += self.text_ids(content[piece])
+            elif piece:
+                ids += self.tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def completion_ids(self, completion: str) -> list[int]:
+        """Token ids of an assistant's answer, the end token included. [T]"""
+        return [*self.text_ids(completion), self.end_id]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text; a control token's spelling stays text. [T]"""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self._kwargs
+        )
+
+
+def _sentinel() -> str:
+    return f"sentinel{secrets.token_hex(16)}"
+
+
+def _fill(template: str, content: Mapping[str, str]) -> str:
+    for sentinel, text in content.items():
+        template = template.replace(sentinel, text)
+    return template
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

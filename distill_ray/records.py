@@ -1,0 +1,198 @@
+"""The contracts between the stages: Row, Completion, Example, Reject, and their Arrow schemas.
+
+One module, one `SCHEMA_VERSION` (written into every Parquet file's metadata as `distill_ray.schema`). Stages exchange
+files with these columns and nothing else, so any of them can be replaced, inspected or repeated alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, TypedDict
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Split = Literal["train", "validation", "test"]
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class RejectReason(StrEnum):
+    """Why a row has no example. A closed set: reports and tests rely on the codes."""
+
+    UNREADABLE_ROW = "unreadable_row"
+    MISSING_COLUMN = "missing_column"
+    NOT_TEXT = "not_text"
+    EMPTY_QUERY = "empty_query"
+    DUPLICATE = "duplicate"
+    DUPLICATE_ID = "duplicate_id"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    CONTROL_TOKENS = "control_tokens"
+    EMPTY_ANSWER = "empty_answer"
+    CUT_OFF = "cut_off"
+    UNPARSABLE_ANSWER = "unparsable_answer"
+    REFUSED = "refused"
+    BAD_REQUEST = "bad_request"
+    ENGINE_ERROR = "engine_error"
+    TOKEN_BUDGET = "token_budget"
+    TOO_LONG_TO_TRAIN = "too_long_to_train"
+
+
+# Reasons that may pass: a finished partition that holds one of them is taken up again on the next run.
+RETRYABLE_REASONS = frozenset({RejectReason.ENGINE_ERROR, RejectReason.TOKEN_BUDGET})
+
+
+@dataclass(slots=True)
+class Row:
+    """One input row, planned. `columns` are the user's own; `query` is the rendered template."""
+
+    row_id: str
+    split: Split
+    query: str
+    columns: dict[str, Any]
+    reference: str | None = None
+    source: str = ""  # "queries.jsonl:17": where a person finds the row
+
+
+@dataclass(slots=True)
+class Completion:
+    """One sample of an engine's answer. Logprobs are natural logs, of the untempered distribution."""
+
+    text: str
+    finish_reason: str  # stop | length | abort | content_filter
+    prompt_tokens: int
+    completion_tokens: int
+    sample_index: int = 0
+    reasoning: str | None = None
+    token_ids: list[int] | None = None  # [T], the end token included
+    topk_ids: list[list[int]] | None = None  # [T][K]
+    topk_logprobs: list[list[float]] | None = None  # [T][K]
+
+
+@dataclass(slots=True)
+class Example:
+    """One training example: what the student sees (`messages`) and should say (`completion`)."""
+
+    row_id: str
+    split: Split
+    messages: list[Message]
+    completion: str
+    task: str = "answer"
+    weight: float = 1.0
+    finish_reason: str = "stop"
+    teacher: str = ""
+    sample_index: int = 0
+    reasoning: str | None = None
+    reference: str | None = None
+    reward_before: float | None = None
+    reward_after: float | None = None
+    completion_ids: list[int] | None = None
+    topk_ids: list[list[int]] | None = None
+    topk_logprobs: list[list[float]] | None = None
+    tail_logprob: list[float] | None = None
+
+    @property
+    def example_id(self) -> str:
+        """Unique and stable: the row, the task, the sample."""
+        return f"{self.row_id}/{self.task}/{self.sample_index}"
+
+
+@dataclass(slots=True)
+class Reject:
+    """A row that gave no example, with the reason. `row` is the raw row, so nothing is lost."""
+
+    row_id: str
+    stage: str  # read | generate | train
+    reason: RejectReason
+    detail: str
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+_TEXT = pa.string()
+_MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+_METADATA = {"distill_ray.schema": str(SCHEMA_VERSION)}
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("row_id", _TEXT),
+        ("split", _TEXT),
+        ("query", _TEXT),
+        ("columns", _TEXT),  # JSON: sources of any shape share one schema
+        ("reference", _TEXT),
+        ("source", _TEXT),
+        ("reject_reason", _TEXT),  # set where the row was unusable when it was read
+        ("reject_detail", _TEXT),
+    ],
+    metadata=_METADATA,
+)
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("example_id", _TEXT),
+        ("row_id", _TEXT),
+        ("split", _TEXT),
+        ("task", _TEXT),
+        ("messages", _MESSAGES),
+        ("completion", _TEXT),
+        ("weight", pa.float32()),
+        ("finish_reason", _TEXT),
+        ("teacher", _TEXT),
+        ("sample_index", pa.int32()),
+        ("reasoning", _TEXT),
+        ("reference", _TEXT),
+        ("reward_before", pa.float32()),
+        ("reward_after", pa.float32()),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("topk_ids", pa.list_(pa.list_(pa.int32()))),
+        ("topk_logprobs", pa.list_(pa.list_(pa.float32()))),
+        ("tail_logprob", pa.list_(pa.float32())),
+    ],
+    metadata=_METADATA,
+)
+
+REJECT_SCHEMA = pa.schema(
+    [("row_id", _TEXT), ("stage", _TEXT), ("reason", _TEXT), ("detail", _TEXT), ("row", _TEXT)],
+    metadata=_METADATA,
+)
+
+
+def examples_table(examples: Iterable[Example]) -> pa.Table:
+    """Build an `EXAMPLE_SCHEMA` table, in the order given."""
+    return pa.Table.from_pylist(
+        [{"example_id": e.example_id, **dataclasses.asdict(e)} for e in examples], schema=EXAMPLE_SCHEMA
+    )
+
+
+def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
+    """Build a `REJECT_SCHEMA` table, in the order given."""
+    return pa.Table.from_pylist(
+        [{**dataclasses.asdict(r), "reason": r.reason.value, "row": to_json(r.row)} for r in rejects],
+        schema=REJECT_SCHEMA,
+    )
+
+
+def row_from_record(record: Mapping[str, Any]) -> Row:
+    """Rebuild a Row from one record of a `ROW_SCHEMA` table (whose `reject_reason` is null)."""
+    return Row(
+        row_id=record["row_id"],
+        split=record["split"],
+        query=record["query"],
+        columns=json.loads(record["columns"]),
+        reference=record["reference"],
+        source=record["source"],
+    )
+
+
+def to_json(value: Any) -> str:
+    """JSON with any leaf that JSON lacks (dates, bytes, decimals) as text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
