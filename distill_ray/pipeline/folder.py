@@ -1,0 +1,221 @@
+"""The run folder: every path of a run, atomic writes, the manifest, the lock. Local disk or object store (fsspec).
+
+    config.yaml  manifest.json  metrics.jsonl  report.md
+    rows/00000.parquet      planned input, one file a partition
+    calls/00000.parquet     ledger of finished teacher calls (calls/00000/*.arrow while a partition is open)
+    examples/00000.parquet  rejects/00000.parquet  done/00000.json
+    train/                  tokens, rejects of the training stage
+    checkpoints/  student/  eval/  logs/
+
+A file appears whole or not at all: written under a temporary name and renamed on a local disk, one PUT on a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill_ray.errors import RunFolderError
+from distill_ray.records import to_json
+
+
+class RunFolder:
+    """A run's files by relative name. Cheap to construct and picklable, so actors build their own from `root`.
+
+    Args:
+        root: a local folder or a URL (s3://bucket/prefix).
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        fs, path = fsspec.core.url_to_fs(self.root)
+        self.fs: Any = fs
+        self._base = path.rstrip("/")
+        self.is_local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+        if self.is_local:
+            self.root = self._base = os.path.abspath(self._base)
+
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
+        return RunFolder, (self.root,)
+
+    def path(self, *parts: str) -> str:
+        """Full path (local) or key (store) of a file."""
+        return "/".join([self._base, *parts])
+
+    def url(self, *parts: str) -> str:
+        """Like `path`, with the scheme of a store in front: for libraries that open URLs themselves."""
+        return self.path(*parts) if self.is_local else self.fs.unstrip_protocol(self.path(*parts))
+
+    def local(self, *parts: str) -> Path:
+        """Path of a file for a library that only writes to local disks.
+
+        Raises:
+            RunFolderError: the run folder is on an object store.
+        """
+        if not self.is_local:
+            raise RunFolderError(f"{self.root}: {'/'.join(parts)} needs a local run folder")
+        return Path(self.path(*parts))
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def exists(self, *parts: str) -> bool:
+        """Whether a file or folder is there (asked anew each time, never from a listing cache)."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.path(*parts)))
+
+    def list(self, *parts: str, suffix: str = "") -> list[str]:
+        """Sorted names (not paths) of the files in a folder; temporary files are left out."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(*parts), detail=False)
+        except FileNotFoundError:
+            return []
+        names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in found]
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith(".tmp-"))
+
+    def read_bytes(self, *parts: str) -> bytes:
+        """Whole content of a file. Raises FileNotFoundError."""
+        with self.fs.open(self.path(*parts), "rb") as file:
+            return file.read()
+
+    def write_bytes(self, data: bytes | memoryview, *parts: str) -> None:
+        """Write a file so that it is either whole or not there.
+
+        Raises:
+            RunFolderError: the disk is full or the folder is not writable.
+        """
+        target = self.path(*parts)
+        try:
+            if not self.is_local:
+                with self.fs.open(target, "wb") as file:
+                    file.write(data)
+                return
+            parent, _, name = target.rpartition("/")
+            os.makedirs(parent, exist_ok=True)
+            temporary = f"{parent}/.tmp-{secrets.token_hex(6)}-{name}"
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise RunFolderError(
+                f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's "
+                "permissions, then run the same command again: finished work is kept"
+            ) from error
+
+    def delete(self, *parts: str) -> None:
+        """Delete a file or folder; one that is not there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(*parts), recursive=True)
+
+    def read_json(self, *parts: str) -> Any:
+        """Read a JSON file. Raises FileNotFoundError; RunFolderError if it is not JSON."""
+        try:
+            return json.loads(self.read_bytes(*parts))
+        except ValueError as error:
+            raise RunFolderError(f"{self.path(*parts)}: not valid JSON ({error}); delete it and run again") from error
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        """Write JSON, indented for people."""
+        self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode(), *parts)
+
+    def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file. Raises FileNotFoundError; RunFolderError if it is damaged."""
+        try:
+            return pq.read_table(io.BytesIO(self.read_bytes(*parts)), columns=columns)
+        except pa.ArrowInvalid as error:
+            raise RunFolderError(f"{self.path(*parts)}: damaged ({error}); delete it and run again") from error
+
+    def write_table(self, table: pa.Table, *parts: str) -> None:
+        """Write one Parquet file (zstd), whole or not at all."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(buffer.getbuffer(), *parts)
+
+    def read_tables(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The Parquet files of a folder (`examples`, `rejects`, ...) one after the other, in partition order."""
+        for file in self.list(name, suffix=".parquet"):
+            yield self.read_table(name, file, columns=columns)
+
+    # -- manifest and metrics ------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any]:
+        """`manifest.json`, or {} in a new folder."""
+        return self.read_json("manifest.json") if self.exists("manifest.json") else {}
+
+    def update_manifest(self, changes: Mapping[str, Any]) -> None:
+        """Merge into `manifest.json`, section by section. Only the driver writes it."""
+        self.write_json(_merge(self.manifest(), changes), "manifest.json")
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line to `metrics.jsonl` (on a store: rewrites the file, so only for what is rare)."""
+        line = to_json({"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}) + "\n"
+        if self.is_local:
+            os.makedirs(self._base, exist_ok=True)
+            with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+                file.write(line)
+            return
+        before = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
+        self.write_bytes(before + line.encode(), "metrics.jsonl")
+
+    # -- one run at a time ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the kernel lets go of the lock when the process ends, however it ends.
+
+        Raises:
+            RunFolderError: another process works on it (local folders; a store has no such lock).
+        """
+        if not self.is_local:
+            yield
+            return
+        try:
+            os.makedirs(self._base, exist_ok=True)
+            file = open(self.path(".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.root}: cannot use this run folder ({error.strerror}); give a folder you may write to"
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunFolderError(
+                    f"{self.root}: another run is at work here ({file.read().strip() or 'starting'}); "
+                    "wait for it, end it, or take another --run-dir"
+                ) from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}, started {datetime.datetime.now().isoformat(timespec='seconds')}")
+            file.flush()
+            yield
+
+
+def partition_name(index: int) -> str:
+    """File stem of a partition: `00000`, so that names sort as numbers."""
+    return f"{index:05d}"
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
