@@ -5,6 +5,7 @@
     |   |-- ConfigError              a key of the YAML, or something that it names
     |   `-- DataError                a source file as a whole (a bad row is a Reject, not an error)
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
+    |-- RowError                     this row cannot be used; it becomes a Reject with `reason`
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
     `-- EngineError                  an engine could not answer
@@ -40,6 +41,23 @@ class DataError(InputError):
 
 class RunFolderError(DistillError):
     """The run folder cannot be used."""
+
+
+class RowError(DistillError):
+    """This row cannot be used; whoever reads rows turns it into a Reject.
+
+    Args:
+        reason: a `records.RejectReason` value.
+        detail: one sentence for a person.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class TooManyRejects(DistillError):

@@ -9,6 +9,7 @@ Needs transformers (imported on first use), not torch.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,29 @@ def resolve_model(model: str, *, key: str = "model") -> str:
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith("."):
         return model
     raise ConfigError(f"{key}: no model at {model}; give an existing folder, a hub id (org/name) or `demo`")
+
+
+def model_identity(model: str, revision: str | None = None) -> str:
+    """Name a model so that other weights never pass for it: `demo@1f3a...`, `org/name@revision`.
+
+    A folder's mark is a hash of its small files and of the size, head and tail of its weights: cheap even at 100 GB,
+    and another training run changes it.
+    """
+    path = DEMO_MODEL_PATH if model == DEMO_MODEL else Path(model).expanduser()
+    if not path.is_dir():
+        return f"{model}@{revision or 'main'}"
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.iterdir()):
+        if file.suffix not in {".json", ".jinja", ".safetensors", ".model"}:
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            if size > 2 << 20:
+                stream.seek(-(1 << 20), 2)
+                digest.update(stream.read())
+    return f"{model}@{digest.hexdigest()}"
 
 
 class ChatTokenizer:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -75,8 +76,8 @@ class Completion:
     sample_index: int = 0
     reasoning: str | None = None
     token_ids: list[int] | None = None  # [T], the end token included
-    topk_ids: list[list[int]] | None = None  # [T][K]
-    topk_logprobs: list[list[float]] | None = None  # [T][K]
+    topk_ids: np.ndarray | None = None  # [T, K] int32, most probable first
+    topk_logprobs: np.ndarray | None = None  # [T, K] float32
 
 
 @dataclass(slots=True)
@@ -97,9 +98,9 @@ class Example:
     reward_before: float | None = None
     reward_after: float | None = None
     completion_ids: list[int] | None = None
-    topk_ids: list[list[int]] | None = None
-    topk_logprobs: list[list[float]] | None = None
-    tail_logprob: list[float] | None = None
+    topk_ids: np.ndarray | None = None  # [T, K] int32
+    topk_logprobs: np.ndarray | None = None  # [T, K] float32
+    tail_logprob: np.ndarray | None = None  # [T] float32
 
     @property
     def example_id(self) -> str:
@@ -168,9 +169,13 @@ REJECT_SCHEMA = pa.schema(
 
 def examples_table(examples: Iterable[Example]) -> pa.Table:
     """Build an `EXAMPLE_SCHEMA` table, in the order given."""
-    return pa.Table.from_pylist(
-        [{"example_id": e.example_id, **dataclasses.asdict(e)} for e in examples], schema=EXAMPLE_SCHEMA
-    )
+    return pa.Table.from_pylist([_plain(example) for example in examples], schema=EXAMPLE_SCHEMA)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
+    arrays = {name: value.tolist() for name, value in values.items() if isinstance(value, np.ndarray)}
+    return {"example_id": example.example_id, **values, **arrays}
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:

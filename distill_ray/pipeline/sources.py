@@ -1,0 +1,194 @@
+"""Which files a source is: a file, glob or folder, or a list of them, local or on an object store (fsspec).
+
+    resolve(config.source) -> [SourceFile, ...]     then `readers.read_rows` gives the rows of each
+
+A folder means all data files below it, in the order of their names; hidden ones are left out. A folder whose
+name ends in .lance is one data set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from distill_ray.config.data import Format, Source
+from distill_ray.errors import ConfigError, DataError
+
+FORMAT_BY_ENDING = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".lance": "lance",
+}
+TEXT_FORMATS = frozenset({"jsonl", "json", "csv"})
+MAX_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file (or one Lance data set) of a source.
+
+    `label` is what people read in `row.source`; `size` is in bytes (0 for Lance); `version` changes with the
+    content: the store's etag, else the modification time.
+    """
+
+    fs: Any
+    path: str
+    label: str
+    format: str
+    size: int
+    version: str
+
+    @property
+    def url(self) -> str:
+        """Path or URL that a library can open by itself."""
+        return self.path if _is_local(self.fs) else self.fs.unstrip_protocol(self.path)
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.path.endswith(".gz")
+
+
+def resolve(source: Source, *, format: Format = "auto", key: str = "data.source") -> list[SourceFile]:
+    """Find the files of a source, each once, in a stable order.
+
+    Args:
+        source: file, glob or folder, or a list of them.
+        format: what the files are, whatever their ending; `auto` goes by the ending.
+        key: the dotted config key, for messages.
+
+    Raises:
+        DataError: nothing is there, or a file's ending is not known.
+        ConfigError: the store's library is not installed.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    for entry in [source] if isinstance(source, str) else source:
+        try:
+            fs, path = fsspec.core.url_to_fs(entry)
+            for file in _expand(fs, path.rstrip("/"), format, f"{key}: {entry}"):
+                found.setdefault(f"{fs.protocol}{file}", (fs, file))
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{key}: {entry}: cannot open this location ({error})") from error
+        except OSError as error:
+            raise DataError(f"{key}: {entry}: cannot read it ({error.strerror or error})") from error
+    if not found:
+        raise DataError(f"{key}: names no file; give a file, a glob or a folder")
+    labels = _labels([path for _, path in found.values()])
+    return [
+        _source_file(fs, path, label, format, key)
+        for (fs, path), label in zip(found.values(), labels, strict=True)
+    ]
+
+
+def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
+    """The data files that one entry of a source names."""
+    if fs.exists(path):  # before the glob: a file may be called "a[1].jsonl"
+        if not fs.isdir(path) or path.endswith(".lance"):
+            return [path]
+        files = _data_files(fs, sorted(fs.find(path)), path, format)
+        if not files:
+            raise DataError(f"{where}: no data file in this folder; known endings: {_known_endings()}")
+        return files
+    if any(character in path for character in "*?["):
+        matches = sorted(fs.glob(path))
+        folders = [match for match in matches if not match.endswith(".lance") and fs.isdir(match)]
+        files = _data_files(fs, [match for match in matches if match not in folders], "", format)
+        if files:
+            return files
+        problem = (
+            f"the glob matches only {_some(matches)}, no data file"
+            if matches
+            else "no file matches this glob"
+        )
+        raise DataError(f"{where}: {problem}{_neighbours(fs, path)}")
+    raise DataError(f"{where}: no such file{_neighbours(fs, path)}")
+
+
+def _data_files(fs: Any, paths: Sequence[str], root: str, format: Format) -> list[str]:
+    """Those that are data by their ending; files inside a .lance folder stand for the folder."""
+    kept: dict[str, None] = {}
+    for path in paths:
+        inside = path[len(root) :].strip("/")
+        if any(part.startswith(".") for part in (inside if root else posixpath.basename(path)).split("/")):
+            continue
+        head, lance, _ = (path + "/").partition(".lance/")
+        ending = _format_of(path)
+        if lance:
+            kept[head + ".lance"] = None
+        elif ending == format or (ending is None) != (format == "auto"):
+            kept[path] = None
+    return list(kept)
+
+
+def _source_file(fs: Any, path: str, label: str, format: Format, key: str) -> SourceFile:
+    kind = _format_of(path) if format == "auto" else format
+    if kind is None:
+        raise DataError(
+            f"{key}: {path}: unknown ending; known are {_known_endings()}; or say what it is in data.format"
+        )
+    if kind == "lance":
+        return SourceFile(fs, path, label, kind, 0, _lance_version(fs, path))
+    info = fs.info(path)
+    version = next(
+        (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in info), ""
+    )
+    return SourceFile(fs, path, label, kind, int(info.get("size") or 0), str(version))
+
+
+def _lance_version(fs: Any, path: str) -> str:
+    """Lance writes a manifest per version; the newest one's name and time name the state."""
+    manifests = sorted(
+        (str(info.get("mtime") or info.get("LastModified") or ""), info["name"])
+        for info in fs.ls(posixpath.join(path, "_versions"), detail=True)
+    )
+    return repr(manifests[-1]) if manifests else ""
+
+
+def _format_of(path: str) -> str | None:
+    """Format by ending; `.gz` counts only behind a text format."""
+    name = path.removesuffix(".gz")
+    format = FORMAT_BY_ENDING.get(os.path.splitext(name)[1].lower())
+    return format if name == path or format in TEXT_FORMATS else None
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """Names that tell the files apart: relative to the folder that they share."""
+    shared = posixpath.commonprefix([posixpath.dirname(path) + "/" for path in paths]).rpartition("/")[0]
+    return [path[len(shared) :].lstrip("/") for path in paths]
+
+
+def _neighbours(fs: Any, path: str) -> str:
+    """What is there instead, to put behind "no such file"."""
+    folder, name = posixpath.split(path)
+    while folder and not fs.exists(folder) and posixpath.dirname(folder) != folder:
+        folder, name = posixpath.split(folder)
+    try:
+        names = [posixpath.basename(str(entry).rstrip("/")) for entry in fs.ls(folder or "/", detail=False)]
+    except OSError:
+        names = []
+    names = sorted(entry for entry in names if not entry.startswith("."))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {posixpath.join(folder, close[0])}?"
+    return f"; {folder} has: {_some(names)}" if names else "; check the path"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + more
+
+
+def _known_endings() -> str:
+    return ", ".join(FORMAT_BY_ENDING)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)

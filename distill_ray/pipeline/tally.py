@@ -1,0 +1,95 @@
+"""The counter of a running generation: one small Ray actor that workers report to and that says when to stop."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from distill_ray.errors import TooManyRejects
+from distill_ray.records import RejectReason
+
+
+class Tally:
+    """Counts rows, calls, tokens and rejects of one run.
+
+    Args:
+        rows_in: planned rows.
+        max_reject_frac: stop when more than this share of all rows is rejected.
+        max_tokens: stop paying after so many tokens; None for no limit.
+        rejects: of partitions that were finished before.
+        rows_done: of partitions that were finished before.
+    """
+
+    # A duplicate is what the user asked to drop; rows behind the token budget are only postponed.
+    NOT_COUNTED = frozenset({RejectReason.DUPLICATE.value, RejectReason.TOKEN_BUDGET.value})
+
+    def __init__(
+        self, rows_in: int, max_reject_frac: float, max_tokens: int | None, rejects: dict[str, int], rows_done: int
+    ) -> None:
+        self._rows_in, self._max_reject_frac, self._max_tokens = rows_in, max_reject_frac, max_tokens
+        self._finished_rejects = Counter(rejects)
+        self._finished_rows = rows_done
+        self._partitions: dict[int, dict[str, Any]] = {}
+        self._engines = 0
+        self._samples: list[str] = []
+        self._recent: list[tuple[float, int]] = []
+
+    def engine_started(self) -> None:
+        """One more engine is ready."""
+        self._engines += 1
+
+    def report(self, partition: int, figures: dict[str, Any], samples: list[str]) -> bool:
+        """Take the figures of one partition so far (they replace earlier ones: a restarted partition counts once).
+
+        Returns:
+            Whether the token budget is spent.
+
+        Raises:
+            TooManyRejects: so many rows are rejected that the run cannot end well.
+        """
+        self._partitions[partition] = figures
+        self._samples = (self._samples + samples)[:3]
+        now = time.monotonic()
+        self._recent = [(t, n) for t, n in self._recent if now - t < 10] + [(now, self._tokens("paid_tokens"))]
+        rejects = self._rejects()
+        counted = sum(n for reason, n in rejects.items() if reason not in self.NOT_COUNTED)
+        if counted > self._max_reject_frac * self._rows_in:
+            raise TooManyRejects(
+                self.message(counted, self._rows_in, self._max_reject_frac, rejects, self._samples)
+            )
+        return self._max_tokens is not None and self._tokens("paid_tokens") >= self._max_tokens
+
+    def state(self) -> dict[str, Any]:
+        """For the progress display."""
+        (t0, n0), (t1, n1) = (self._recent[0], self._recent[-1]) if self._recent else ((0.0, 0), (0.0, 0))
+        return {
+            "rows": self._finished_rows + self._tokens("rows"),
+            "calls": self._tokens("calls"),
+            "replayed": self._tokens("replayed"),
+            "tokens_per_second": (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
+            "rejects": dict(self._rejects().most_common()),
+            "engines": self._engines,
+        }
+
+    def _tokens(self, key: str) -> int:
+        return sum(figures[key] for figures in self._partitions.values())
+
+    def _rejects(self) -> Counter[str]:
+        total = Counter(self._finished_rejects)
+        for figures in self._partitions.values():
+            total.update(figures["rejects"])
+        return total
+
+    @staticmethod
+    def message(
+        counted: int, rows_in: int, limit: float, rejects: dict[str, int] | Counter[str], samples: list[str]
+    ) -> str:
+        """What a person needs to know when too many rows are rejected."""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(rejects).most_common())
+        shown = "".join(f"\n  e.g. {sample}" for sample in samples)
+        return (
+            f"{counted} of {rows_in} rows were rejected ({reasons}), more than generate.max_reject_frac {limit} "
+            f"allows.{shown}\n  Look with `distill-ray preview`, mend the cause or raise generate.max_reject_frac, "
+            "and run the same command again: calls already paid for are kept"
+        )

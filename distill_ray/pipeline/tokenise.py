@@ -1,0 +1,197 @@
+"""Examples to token ids, once, before any training worker starts.
+
+    examples/*.parquet -> tasks on the cluster, a few partitions in flight -> train/tokens-<hash>/{train,validation}/
+
+The hash covers the examples, the tokenizer and the longest length allowed, so a repeated run finds its tokens there.
+An example that is too long is a counted reject (`train/rejects.parquet`), never cut: a student that is trained on cut
+answers learns to stop in the middle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import secrets
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from distill_ray.config.train import StudentConfig
+from distill_ray.models import ChatTokenizer
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.records import Reject, RejectReason, rejects_table, to_json
+from distill_ray.student.tokens import TokenizedExample, TokenWriter
+
+SPLITS = ("train", "validation")
+COLUMNS = ["example_id", "row_id", "split", "task", "messages", "completion", "weight"]
+MAX_IN_FLIGHT = 16
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class TokenizedRun:
+    """Where a run's tokens are, and what there is."""
+
+    name: str  # folder inside train/
+    num_examples: dict[str, int]  # by split
+    num_tokens: dict[str, int]
+    num_rejects: int
+
+
+def tokenise(student: StudentConfig, folder: RunFolder, *, longest: int) -> TokenizedRun:
+    """Write the tokens of a run's examples, or find them written.
+
+    Args:
+        student: whose tokenizer.
+        folder: of the run.
+        longest: tokens of prompt + completion; longer examples are rejects.
+    """
+    files = folder.list("examples", suffix=".parquet")
+    name = f"tokens-{_fingerprint(student, folder, files, longest)[:12]}"
+    if folder.exists("train", name, "summary.json"):
+        return TokenizedRun(**folder.read_json("train", name, "summary.json"))
+    for old in folder.list("train"):
+        if old.startswith("tokens-"):
+            folder.delete("train", old)
+    with tempfile.TemporaryDirectory(dir=_scratch(folder)) as scratch:
+        run = _write(student, folder, files, longest, Path(scratch), name)
+        _publish(Path(scratch), folder, name)
+    folder.write_json(dataclasses.asdict(run), "train", name, "summary.json")  # last: marks the folder as whole
+    return run
+
+
+def local_tokens(folder: RunFolder, name: str) -> Path:
+    """A run's tokens on this machine's disk: where they are, or downloaded once per node."""
+    if folder.is_local:
+        return folder.local("train", name)
+    target = Path(tempfile.gettempdir()) / f"distill-ray-{name}"
+    if not target.exists():
+        scratch = target.with_name(f".tmp-{secrets.token_hex(6)}")
+        folder.fs.get(folder.path("train", name), str(scratch), recursive=True)
+        try:
+            scratch.rename(target)
+        except OSError:  # another worker of this node was first
+            shutil.rmtree(scratch)
+    return target
+
+
+def _write(
+    student: StudentConfig, folder: RunFolder, files: list[str], longest: int, scratch: Path, name: str
+) -> TokenizedRun:
+    rejects: list[Reject] = []
+    with TokenWriter(scratch / "train") as train, TokenWriter(scratch / "validation") as validation:
+        writers = {"train": train, "validation": validation}
+        for examples, too_long in _tokenised(student, folder, files, longest):
+            for split, writer in writers.items():
+                writer.write(examples[split])
+            rejects += too_long
+    folder.write_table(rejects_table(rejects), "train", "rejects.parquet")
+    return TokenizedRun(
+        name=name,
+        num_examples={split: writer.num_examples for split, writer in writers.items()},
+        num_tokens={split: writer.num_tokens for split, writer in writers.items()},
+        num_rejects=len(rejects),
+    )
+
+
+Tokenised = tuple[dict[str, list[TokenizedExample]], list[Reject]]
+
+
+def _tokenised(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> Iterator[Tokenised]:
+    """Tokenised partitions, in order. One partition is not worth a process of its own; more run on the cluster."""
+    if len(files) < 2:
+        yield from (tokenise_partition(student, folder, file, longest) for file in files)
+        return
+    task = ray.remote(tokenise_partition)
+    in_flight: deque[Any] = deque()
+    for file in files:
+        in_flight.append(task.remote(student, folder, file, longest))
+        if len(in_flight) == MAX_IN_FLIGHT:
+            yield ray.get(in_flight.popleft())
+    while in_flight:
+        yield ray.get(in_flight.popleft())
+
+
+def tokenise_partition(student: StudentConfig, folder: RunFolder, file: str, longest: int) -> Tokenised:
+    """Tokenise one file of examples: the usable ones by split, and the rejects."""
+    tokenizer = _cached_tokenizer(student.model_dump_json())
+    examples: dict[str, list[TokenizedExample]] = {split: [] for split in SPLITS}
+    rejects: list[Reject] = []
+    table = folder.read_table("examples", file, columns=COLUMNS)
+    for record in table.sort_by([("row_id", "ascending"), ("example_id", "ascending")]).to_pylist():
+        if record["split"] not in examples:
+            continue
+        example = TokenizedExample(
+            example_id=record["example_id"],
+            row_id=record["row_id"],
+            task=record["task"],
+            weight=record["weight"],
+            prompt_ids=tokenizer.prompt_ids(record["messages"]),
+            completion_ids=tokenizer.completion_ids(record["completion"]),
+        )
+        num_tokens = len(example.prompt_ids) + len(example.completion_ids)
+        if num_tokens <= longest:
+            examples[record["split"]].append(example)
+            continue
+        detail = f"{num_tokens} tokens, train.max_length is {longest}"
+        rejects.append(Reject(record["row_id"], "train", RejectReason.TOO_LONG_TO_TRAIN, detail, record))
+    return examples, rejects
+
+
+def student_tokenizer(student: StudentConfig) -> ChatTokenizer:
+    """The student's tokenizer. Raises ConfigError."""
+    return ChatTokenizer(
+        student.model,
+        revision=student.revision,
+        chat_template=student.chat_template,
+        chat_template_kwargs=student.chat_template_kwargs,
+        trust_remote_code=student.trust_remote_code,
+        key="student.model",
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_tokenizer(student_json: str) -> ChatTokenizer:
+    return student_tokenizer(StudentConfig.model_validate_json(student_json))
+
+
+def _fingerprint(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> str:
+    digest = hashlib.sha256(f"1 {longest}".encode())  # the number is the version of what is written
+    for file in files:
+        digest.update(hashlib.sha256(folder.read_bytes("examples", file)).digest())
+    tokenizer = _cached_tokenizer(student.model_dump_json())
+    digest.update(tokenizer_identity(tokenizer, student).encode())
+    return digest.hexdigest()
+
+
+def tokenizer_identity(tokenizer: ChatTokenizer, student: StudentConfig) -> str:
+    """Everything that decides which ids a text becomes, as text."""
+    inner = tokenizer.tokenizer
+    backend = getattr(inner, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(inner.get_vocab(), sort_keys=True)
+    return "\n".join([vocabulary, inner.chat_template, to_json(student.chat_template_kwargs), str(tokenizer.end_id)])
+
+
+def _scratch(folder: RunFolder) -> Path | None:
+    if not folder.is_local:
+        return None
+    path = folder.local("train")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _publish(scratch: Path, folder: RunFolder, name: str) -> None:
+    for split in SPLITS:
+        if folder.is_local:
+            target = folder.local("train", name, split)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (scratch / split).rename(target)
+        else:
+            folder.fs.put(str(scratch / split), folder.path("train", name, split), recursive=True)

@@ -1,0 +1,211 @@
+"""The actor of the generation stage: one engine, several open partitions, the recipe of many rows at once.
+
+There is no barrier: a row that finishes leaves, the next one enters, and all turns of a row meet the same engine, so
+its prefix cache is warm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill_ray.config import RunConfig
+from distill_ray.engines import make_engine
+from distill_ray.engines.base import Engine
+from distill_ray.errors import RequestRejected, TransientEngineError
+from distill_ray.pipeline.cluster import redirect_output
+from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
+from distill_ray.recipes import make_recipe
+from distill_ray.records import (
+    RETRYABLE_REASONS,
+    Completion,
+    Example,
+    Reject,
+    RejectReason,
+    examples_table,
+    rejects_table,
+    row_from_record,
+)
+
+REPORT_EVERY_S = 0.5
+
+
+class TokenBudgetSpent(Exception):
+    """Inside the worker only: `generate.max_teacher_tokens` is reached, the row waits for the next run."""
+
+
+@dataclass
+class Figures:
+    """Counts of one partition."""
+
+    rows: int = 0
+    rows_with_examples: int = 0
+    examples: int = 0
+    calls: int = 0
+    replayed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    paid_tokens: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+
+    def add_call(self, replayed: bool, completions: Sequence[Completion]) -> None:
+        """Count the samples of one answered request."""
+        prompt = sum(c.prompt_tokens for c in completions)
+        completion = sum(c.completion_tokens for c in completions)
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        if replayed:
+            self.replayed += len(completions)
+        else:
+            self.calls += len(completions)
+            self.paid_tokens += prompt + completion
+
+
+class PartitionWorker:
+    """Callable class for `ray.data`: takes batches of one partition index, yields one row of figures each."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, fingerprint: str, tally: Any, row_shas: Sequence[str]
+    ) -> None:
+        redirect_output(folder, f"engine-{os.getpid()}")
+        self._config, self._folder, self._fingerprint = config, folder, fingerprint
+        self._tally, self._row_shas = tally, row_shas
+        self._recipe = make_recipe(config.recipe)
+        self._engine: Engine = make_engine(config.teacher)
+        self._starting: asyncio.Task[None] | None = None
+        self._rows_in_progress = asyncio.Semaphore(config.teacher.max_concurrency)
+        self._flusher = Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
+        self._budget_spent = False
+
+    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        for partition in batch["partition"].tolist():
+            await self._run(partition)
+            yield {"partition": [partition]}
+
+    async def _run(self, partition: int) -> None:
+        ledger = Ledger(self._folder, partition)
+        self._flusher.add(ledger)
+        figures = Figures()
+        samples: list[str] = []
+        records = self._folder.read_table("rows", f"{partition_name(partition)}.parquet").to_pylist()
+        engines = {
+            "teacher": LedgeredEngine(
+                self._engine.identity.partition(":")[2],
+                self._engine,
+                self._config.teacher.sampling,
+                ledger,
+                on_call=figures.add_call,
+                may_pay=self._may_pay,
+            )
+        }
+        tasks = [asyncio.create_task(self._row(record, engines, figures, samples)) for record in records]
+        try:
+            if any(record["reject_reason"] is None for record in records):
+                await self._ready()
+            await self._until_done(partition, tasks, figures, samples)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._flusher.remove(ledger)
+            ledger.flush()
+        await asyncio.to_thread(self._write, partition, [task.result() for task in tasks], figures, ledger)
+
+    async def _ready(self) -> None:
+        """Start the engine once, whichever partition comes first."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        await self._engine.start()
+        self._tally.engine_started.remote()
+
+    async def _until_done(
+        self, partition: int, tasks: list[asyncio.Task[Any]], figures: Figures, samples: list[str]
+    ) -> None:
+        pending = set(tasks)
+        last = 0.0
+        while pending:
+            done, pending = await asyncio.wait(
+                pending, timeout=REPORT_EVERY_S, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in done:
+                task.result()  # an engine that is unavailable, a broken disk: ends the run
+            self._flusher.check()
+            if time.monotonic() - last >= REPORT_EVERY_S or not pending:
+                last = time.monotonic()
+                shown, samples[:] = list(samples), []
+                self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown)
+
+    async def _row(
+        self, record: dict[str, Any], engines: dict[str, LedgeredEngine], figures: Figures, samples: list[str]
+    ) -> list[Example] | Reject:
+        result = await self._distill(record, engines)
+        figures.rows += 1
+        if isinstance(result, Reject):
+            figures.rejects[result.reason.value] += 1
+            if len(samples) < 3:
+                samples.append(f"{record['source'] or record['row_id']}: {result.reason.value}: {result.detail}")
+        else:
+            figures.rows_with_examples += 1
+            figures.examples += len(result)
+        return result
+
+    async def _distill(self, record: dict[str, Any], engines: dict[str, LedgeredEngine]) -> list[Example] | Reject:
+        """One row to its examples or its reject. Only what concerns all rows is raised."""
+        if record["reject_reason"] is not None:
+            return _reject(record, "read", RejectReason(record["reject_reason"]), record["reject_detail"])
+        row = row_from_record(record)
+        async with self._rows_in_progress:
+            await self._ready()
+            try:
+                result = await self._recipe.distill(row, engines)
+            except RequestRejected as error:
+                return _reject(record, "generate", RejectReason(error.reason), error.detail)
+            except TransientEngineError as error:
+                return _reject(record, "generate", RejectReason.ENGINE_ERROR, str(error))
+            except TokenBudgetSpent:
+                return _reject(record, "generate", RejectReason.TOKEN_BUDGET, "generate.max_teacher_tokens is spent")
+        if isinstance(result, Reject):
+            return _reject(record, result.stage, result.reason, result.detail)
+        return result
+
+    def _may_pay(self) -> None:
+        if self._budget_spent:
+            raise TokenBudgetSpent
+        self._flusher.check()
+
+    def _write(
+        self, partition: int, results: list[list[Example] | Reject], figures: Figures, ledger: Ledger
+    ) -> None:
+        """Outputs first, marker last: a partition killed in between is done again, from the ledger."""
+        name = partition_name(partition)
+        self._folder.delete("done", f"{name}.json")
+        examples = [example for result in results if isinstance(result, list) for example in result]
+        rejects = [result for result in results if isinstance(result, Reject)]
+        ledger.merge()
+        self._folder.write_table(examples_table(examples), "examples", f"{name}.parquet")
+        self._folder.write_table(rejects_table(rejects), "rejects", f"{name}.parquet")
+        retry = any(reject.reason in RETRYABLE_REASONS for reject in rejects)
+        marker = {
+            "rows_sha": self._row_shas[partition],
+            "fingerprint": self._fingerprint,
+            "retry": retry,
+            **_plain(figures),
+        }
+        self._folder.write_json(marker, "done", f"{name}.json")
+
+
+def _reject(record: dict[str, Any], stage: str, reason: RejectReason, detail: str) -> Reject:
+    return Reject(record["row_id"], stage, reason, detail, json.loads(record["columns"]))
+
+
+def _plain(figures: Figures) -> dict[str, Any]:
+    return {**vars(figures), "rejects": dict(figures.rejects)}

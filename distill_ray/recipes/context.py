@@ -1,0 +1,178 @@
+"""Context distillation: the teacher answers with a context in view, the student learns to answer without it.
+
+    teacher sees   [system: context] + few-shot turns + [user: query]
+    student sees   ([system: student_context]) + [user: query]        and learns the teacher's (parsed) answer
+
+Papers: Askell et al. 2021 (arXiv 2112.00861, section 2.3), Snell et al. 2022 (arXiv 2209.15189). The first
+trains on the teacher's distribution over tokens; here sampled answers are the default, since hard targets work
+across tokenizers and through any API, and top-k logprobs an option (`teacher.sampling.top_logprobs`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import fsspec
+
+from distill_ray.config import ContextRecipeConfig, ContextSource
+from distill_ray.errors import ConfigError, RowError
+from distill_ray.recipes.base import Engines
+from distill_ray.recipes.parse import parse_answer
+from distill_ray.recipes.template import TextTemplate, kind_of
+from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
+
+SHOWN_CHARS = 200  # of an answer, in a reject's detail
+MIN_TAIL = 1e-10  # probability left outside the top k at least: rounding can take their sum to 1
+
+
+class ContextRecipe:
+    """One call to the teacher per row, one example per good sample.
+
+    Raises:
+        ConfigError: the query does not compile, or the context is missing, empty or not UTF-8.
+    """
+
+    def __init__(self, config: ContextRecipeConfig) -> None:
+        self.config = config
+        self._query = TextTemplate(config.query, key="recipe.query")
+        self._fixed_context = None if config.context.column is not None else _load_context(config.context)
+        self._refusals = [re.compile(pattern) for pattern in config.refusals]
+        self._few_shot: list[Message] = []
+        for example in config.examples:
+            self._few_shot.append({"role": "user", "content": example.query})
+            self._few_shot.append({"role": "assistant", "content": example.answer})
+        context_column = {config.context.column} if config.context.column is not None else set()
+        self.columns = frozenset(self._query.columns | context_column)
+
+    def query(self, columns: Mapping[str, object]) -> str:
+        """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""
+        return self._query.render(columns)
+
+    def teacher_messages(self, row: Row) -> list[Message]:
+        """What the teacher sees. Raises RowError where the row's own context is missing or not text."""
+        user: Message = {"role": "user", "content": row.query}
+        return [{"role": "system", "content": self._context(row)}, *self._few_shot, user]
+
+    def student_messages(self, row: Row) -> list[Message]:
+        """What the student sees, in training and in service."""
+        user: Message = {"role": "user", "content": row.query}
+        if self.config.student_context is None:
+            return [user]
+        return [{"role": "system", "content": self.config.student_context}, user]
+
+    async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
+        """Ask the teacher once; every good sample is an example.
+
+        A row without one is a Reject with the first sample's reason. Errors of the engine pass through.
+        """
+        try:
+            messages = self.teacher_messages(row)
+        except RowError as error:
+            return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
+        teacher = engines["teacher"]
+        judged = [(sample, self._judge(sample)) for sample in await teacher.generate(messages)]
+        good = [(sample, text) for sample, text in judged if isinstance(text, str)]
+        if good:
+            return [self._example(row, sample, text, teacher.name) for sample, text in good]
+        first = next((problem for _, problem in judged if isinstance(problem, RowError)), None)
+        problem = first or RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
+        return Reject(row.row_id, "generate", RejectReason(problem.reason), problem.detail, row.columns)
+
+    def _context(self, row: Row) -> str:
+        if self._fixed_context is not None:
+            return self._fixed_context
+        column = self.config.context.column or ""
+        if column not in row.columns:
+            raise RowError(RejectReason.MISSING_COLUMN, f"no column `{column}` (recipe.context.column)")
+        value = row.columns[column]
+        if not isinstance(value, str):
+            raise RowError(
+                RejectReason.NOT_TEXT, f"column `{column}` (the context) is {kind_of(value)}, expected text"
+            )
+        return value
+
+    def _judge(self, sample: Completion) -> str | RowError:
+        """The completion to learn, or why this sample is no good."""
+        text = sample.text.strip()
+        if sample.finish_reason == "length":
+            return RowError(
+                RejectReason.CUT_OFF, f"cut off after {sample.completion_tokens} tokens: {_show(text)}"
+            )
+        if sample.finish_reason == "abort":
+            return RowError(RejectReason.ENGINE_ERROR, "the engine gave up on this request")
+        if sample.finish_reason == "content_filter":
+            return RowError(RejectReason.REFUSED, f"stopped by the engine's content filter: {_show(text)}")
+        # Models like to write a typographic apostrophe; the patterns have the plain one.
+        if any(pattern.search(text.replace("\u2019", "'")) for pattern in self._refusals):
+            return RowError(RejectReason.REFUSED, _show(text))
+        if not text:
+            return RowError(RejectReason.EMPTY_ANSWER, f"no text (finish reason: {sample.finish_reason})")
+        if self.config.parse is None:
+            return text
+        return parse_answer(text, self.config.parse) or RowError(
+            RejectReason.UNPARSABLE_ANSWER, f"recipe.parse finds nothing in: {_show(text)}"
+        )
+
+    def _example(self, row: Row, sample: Completion, completion: str, teacher: str) -> Example:
+        example = Example(
+            row_id=row.row_id,
+            split=row.split,
+            messages=self.student_messages(row),
+            completion=completion,
+            finish_reason=sample.finish_reason,
+            teacher=teacher,
+            sample_index=sample.sample_index,
+            reasoning=sample.reasoning,
+            reference=row.reference,
+        )
+        # Text that was cut or stripped is no longer the teacher's token sequence.
+        if self.config.parse is None and completion == sample.text:
+            example.completion_ids = sample.token_ids
+            example.topk_ids = sample.topk_ids
+            example.topk_logprobs = sample.topk_logprobs
+            example.tail_logprob = _tail_logprob(sample.topk_logprobs)
+        return example
+
+
+def _load_context(source: ContextSource) -> str:
+    """The fixed context, stripped: a file's last newline is the editor's, not the author's."""
+    if source.file is None:
+        text, where = source.text or "", "recipe.context.text"
+    else:
+        text, where = _read_text(source.file), f"recipe.context.file: {source.file}"
+    if not text.strip():
+        raise ConfigError(f"{where}: empty; write down the context that the teacher should see")
+    return text.strip()
+
+
+def _read_text(path: str) -> str:
+    where = f"recipe.context.file: {path}"
+    try:
+        with fsspec.open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{where}: no such file; relative paths start at the config file's folder"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{where}: cannot read it ({error.strerror or error}); give a readable text file"
+        ) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+
+
+def _tail_logprob(topk_logprobs: list[list[float]] | None) -> list[float] | None:
+    """Log probability of everything outside the top k, per token. [T][K] -> [T], natural log."""
+    if topk_logprobs is None:
+        return None
+    return [math.log(max(1.0 - math.fsum(map(math.exp, top)), MIN_TAIL)) for top in topk_logprobs]
+
+
+def _show(text: str) -> str:
+    shown = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+    return repr(shown)
