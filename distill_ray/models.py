@@ -17,8 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distill_ray.errors import ConfigError
-from distill_ray.records import Message
+from jinja2 import TemplateError
+
+from distill_ray.errors import ConfigError, RequestRejected
+from distill_ray.records import Message, RejectReason
 
 DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = Path(__file__).parent / "demo" / "model"
@@ -138,6 +140,9 @@ class ChatTokenizer:
         """Token ids of a conversation up to where the assistant begins. [T]
 
         Equal to what vLLM's chat path makes of the same messages, except where content spells a control token.
+
+        Raises:
+            RequestRejected: the chat template refuses the conversation (roles that it does not know).
         """
         rendered = self._render(messages)
         if not any(self.spells_control_tokens(m["content"]) for m in messages):
@@ -167,9 +172,14 @@ class ChatTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self._kwargs
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self._kwargs
+            )
+        except TemplateError as error:  # as Gemma's does for a system message
+            raise RequestRejected(
+                RejectReason.BAD_REQUEST, f"the model's chat template refuses this conversation ({error})"
+            ) from error
 
 
 def _sentinel() -> str:

@@ -1,7 +1,7 @@
 """Tiny models for every test: random weights, two layers, built once per session in a temporary folder.
 
-They load with plain transformers and vLLM: the Llama has heads of 32, the smallest that vLLM's CPU attention knows.
-Not covered by tests on this machine: a GPU, and vendors' servers (a scripted server stands in for them).
+They load with plain transformers and vLLM: the Llama has heads of 32, the smallest that vLLM's CPU attention
+knows. Not covered by tests on this machine: a GPU, and vendors' servers (a scripted server stands in for them).
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # answers in printable ASCII, so that text and tokens agree byte by byte
+        printable = [2, *(tokenizer.convert_tokens_to_ids(chr(c)) for c in range(33, 127))]
+        others = [i for i in range(vocab_size) if i not in printable]
+        model.lm_head.weight[others] = 0.0
+        model.lm_head.weight *= 4.0
+    model.save_pretrained(folder)
     return folder
 
 

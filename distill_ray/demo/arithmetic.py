@@ -106,11 +106,7 @@ def problem_prompt(drawn: Problem, rng: random.Random) -> tuple[str, str]:
     """Return (system message or "", user message) that ask for a rationale: by instruction or by examples."""
     if rng.random() < 0.5:
         instruction = rng.choice(_INSTRUCTIONS)
-        return (
-            (instruction, drawn.question)
-            if rng.random() < 0.7
-            else ("", f"{instruction}\n\n{drawn.question}")
-        )
+        return (instruction, drawn.question) if rng.random() < 0.7 else ("", f"{instruction}\n\n{drawn.question}")
     shots = [problem(rng) for _ in range(rng.randint(1, 3))]
     shown = "\n\n".join(f"Q: {shot.question}\nA: {shot.answer}" for shot in shots)
     if rng.random() < 0.3:
@@ -167,27 +163,21 @@ def _share(rng: random.Random) -> Problem:
             f"{who} shares {a} {thing} equally among {b} friends. How many {thing} does each friend get?",
         ]
     )
-    return Problem(
-        question, f"The {a} {thing} are split into {b} equal parts, so we divide.", f"( {a} / {b} )"
-    )
+    return Problem(question, f"The {a} {thing} are split into {b} equal parts, so we divide.", f"( {a} / {b} )")
 
 
 def _gain_then_loss(rng: random.Random) -> Problem:
     who, other = rng.sample(_NAMES, 2)
     thing, a, b = rng.choice(_THINGS), rng.randint(5, 60), rng.randint(2, 40)
     c = rng.randint(2, a + b - 2)
-    question = (
-        f"{who} had {a} {thing}, got {b} more and gave {c} to {other}. How many {thing} does {who} have now?"
-    )
+    question = f"{who} had {a} {thing}, got {b} more and gave {c} to {other}. How many {thing} does {who} have now?"
     return Problem(question, f"We add {b} to {a} and then subtract {c}.", f"( ( {a} + {b} ) - {c} )")
 
 
 def _groups_then_gain(rng: random.Random) -> Problem:
     who, thing, container = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
     a, b, c = rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 30)
-    question = (
-        f"{who} has {a} {container} with {b} {thing} each and {c} more {thing}. How many {thing} is that?"
-    )
+    question = f"{who} has {a} {container} with {b} {thing} each and {c} more {thing}. How many {thing} is that?"
     return Problem(question, f"We multiply {a} by {b} and then add {c}.", f"( ( {a} * {b} ) + {c} )")
 
 

@@ -102,9 +102,7 @@ def _language(instruction: str, rng: random.Random, num_branches: int) -> Family
 
 def _language_in_front(rng: random.Random) -> tuple[Message, ...]:
     text = sentence(rng)
-    instruction = (
-        instructions.shipped_instruction() if rng.random() < 0.2 else instructions.random_instruction(rng)
-    )
+    instruction = instructions.shipped_instruction() if rng.random() < 0.2 else instructions.random_instruction(rng)
     return _answered(text, instructions.in_front_of(text.text, instruction, rng))
 
 
@@ -147,7 +145,5 @@ def _problem(rng: random.Random) -> tuple[Message, ...]:
 def _review(rng: random.Random) -> tuple[Message, ...]:
     chat = reviews.review_chat(rng)
     answers = (chat.draft, chat.critique, chat.revision)
-    turns = [
-        (message("user", p), message("assistant", a)) for p, a in zip(chat.prompts, answers, strict=True)
-    ]
+    turns = [(message("user", p), message("assistant", a)) for p, a in zip(chat.prompts, answers, strict=True)]
     return tuple(turn for pair in turns for turn in pair)

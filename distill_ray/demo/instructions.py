@@ -63,14 +63,10 @@ def random_instruction(rng: random.Random) -> str:
     if kind < 0.45:  # the shipped text with its rules in another order, or with some left out
         lines = _SHIPPED.split("\n")
         at = [index for index, line in enumerate(lines) if line[:1].isdigit()]
-        rules = [line[3:] for line in _shuffled([lines[index] for index in at], rng)][
-            : rng.randint(3, len(at))
-        ]
+        rules = [line[3:] for line in _shuffled([lines[index] for index in at], rng)][: rng.randint(3, len(at))]
         numbered = [f"{number}. {rule}" for number, rule in enumerate(rules, 1)]
         return "\n".join(lines[: at[0]] + numbered + lines[at[-1] + 1 :])
-    names = [
-        f"{label}: {LANGUAGES[label].name if label != 'ot' else 'other'}" for label in _shuffled(LABELS, rng)
-    ]
+    names = [f"{label}: {LANGUAGES[label].name if label != 'ot' else 'other'}" for label in _shuffled(LABELS, rng)]
     listed = "\n".join(f"- {name}" for name in names) if rng.random() < 0.5 else ", ".join(names)
     rules = _shuffled(_RULES, rng)[: rng.randint(0, 6)]
     ruled = "\n".join(f"{number}. {rule}" for number, rule in enumerate(rules, 1))

@@ -83,8 +83,7 @@ GERMAN = _language(
         "who": "der Lehrer|mein Bruder|unser Nachbar|die alte Ärztin|ein junger Bauer|der Busfahrer|ihr Onkel"
         "|die neue Köchin|mein bester Freund|das kleine Mädchen|der Maler|seine Großmutter"
         "|die müde Pflegerin|unser Vetter",
-        "verb": "kauft|findet|vergisst|bringt|beschreibt|braucht|zeichnet|versteckt|zeigt|verkauft|trägt"
-        "|sucht",
+        "verb": "kauft|findet|vergisst|bringt|beschreibt|braucht|zeichnet|versteckt|zeigt|verkauft|trägt|sucht",
         "inf": "kaufen|finden|vergessen|bringen|beschreiben|zeichnen|verstecken|zeigen|verkaufen|suchen",
         "thing": "das rote Buch|einen warmen Mantel|die alte Karte|frisches Brot|ein kleines Geschenk"
         "|den langen Brief"
@@ -141,8 +140,7 @@ FRENCH = _language(
         "time": "aujourd'hui|chaque matin|après le dîner|le dimanche|ce soir|avant le travail|cette semaine"
         "|la nuit"
         "|en hiver|une fois par mois",
-        "comp": "avec son fils|avec un ami|avec les enfants|sans aide|avec notre équipe|avec sa sœur"
-        "|avec les invités",
+        "comp": "avec son fils|avec un ami|avec les enfants|sans aide|avec notre équipe|avec sa sœur|avec les invités",
         "adj": "froid|beau|cher|calme|dangereux|étrange|merveilleux|ennuyeux|difficile|vide",
     },
     """
@@ -184,8 +182,7 @@ SPANISH = _language(
         "time": "hoy|cada mañana|después de la cena|el domingo|por la tarde|antes del trabajo|esta semana"
         "|por la noche"
         "|en invierno|una vez al mes",
-        "comp": "con su hijo|con un amigo|con los niños|sin ayuda|con nuestro equipo|con su hermana"
-        "|con los invitados",
+        "comp": "con su hijo|con un amigo|con los niños|sin ayuda|con nuestro equipo|con su hermana|con los invitados",
         "adj": "frío|hermoso|caro|tranquilo|peligroso|extraño|maravilloso|aburrido|difícil|vacío",
     },
     """
@@ -228,8 +225,7 @@ TURKISH = _language(
         "time": "bugün|her sabah|akşam yemeğinden sonra|pazar günü|akşamleyin|işten önce|bu hafta|geceleyin"
         "|kışın"
         "|ayda bir kez",
-        "comp": "oğluyla birlikte|bir arkadaşıyla|çocuklarla|yardım almadan|takımımızla|kız kardeşiyle"
-        "|misafirlerle",
+        "comp": "oğluyla birlikte|bir arkadaşıyla|çocuklarla|yardım almadan|takımımızla|kız kardeşiyle|misafirlerle",
         "adj": "soğuk|güzel|pahalı|sessiz|tehlikeli|garip|harika|sıkıcı|zor|boş",
     },
     """
@@ -302,8 +298,7 @@ RUSSIAN = _language(
     {
         "who": "учитель|мой брат|наш сосед|старый врач|молодой фермер|водитель автобуса|её дядя|новый повар"
         "|мой лучший друг|маленькая девочка|художник|его бабушка|уставшая медсестра|их двоюродный брат",
-        "verb": "покупает|находит|забывает|приносит|описывает|ищет|рисует|прячет|показывает|продаёт|несёт"
-        "|берёт",
+        "verb": "покупает|находит|забывает|приносит|описывает|ищет|рисует|прячет|показывает|продаёт|несёт|берёт",
         "inf": "купить|найти|забыть|принести|описать|нарисовать|спрятать|показать|продать|взять",
         "thing": "красную книгу|тёплое пальто|старую карту|свежий хлеб|маленький подарок|длинное письмо"
         "|два билета"
@@ -353,8 +348,7 @@ ARABIC = _language(
         "|زهورا رخيصة|آلة التصوير",
         "place": "في الحديقة|في المحطة|قرب النهر|في المطبخ|في المدرسة|خلف المسجد|في السوق|على الجسر|في المكتب"
         "|في المكتبة|على شاطئ البحر|في القرية",
-        "time": "اليوم|كل صباح|بعد العشاء|يوم الأحد|في المساء|قبل العمل|هذا الأسبوع|في الليل|في الشتاء"
-        "|مرة كل شهر",
+        "time": "اليوم|كل صباح|بعد العشاء|يوم الأحد|في المساء|قبل العمل|هذا الأسبوع|في الليل|في الشتاء|مرة كل شهر",
         "comp": "مع ابنه|مع صديق|مع الأطفال|بدون مساعدة|مع فريقنا|مع أخته|مع الضيوف",
         "adj": "بارد|جميل|غال|هادئ|خطير|غريب|رائع|ممل|صعب|فارغ",
     },
@@ -392,8 +386,7 @@ URDU = _language(
         "place": "باغ میں|اسٹیشن پر|دریا کے پاس|باورچی خانے میں|اسکول میں|مسجد کے پیچھے|بازار میں|پل پر"
         "|دفتر میں"
         "|کتب خانے میں|سمندر کے کنارے|گاؤں میں",
-        "time": "آج|ہر صبح|کھانے کے بعد|اتوار کو|شام کو|کام سے پہلے|اس ہفتے|رات کو|سردیوں میں"
-        "|مہینے میں ایک بار",
+        "time": "آج|ہر صبح|کھانے کے بعد|اتوار کو|شام کو|کام سے پہلے|اس ہفتے|رات کو|سردیوں میں|مہینے میں ایک بار",
         "comp": "اپنے بیٹے کے ساتھ|ایک دوست کے ساتھ|بچوں کے ساتھ|مدد کے بغیر|ہماری ٹیم کے ساتھ|بہن کے ساتھ"
         "|مہمانوں کے ساتھ",
         "adj": "ٹھنڈا|خوبصورت|مہنگا|خاموش|خطرناک|عجیب|شاندار|بیزار کن|مشکل|خالی",
@@ -465,8 +458,7 @@ GREEK = _language(
         "|ο οδηγός του λεωφορείου"
         "|ο θείος της|η καινούρια μαγείρισσα|ο καλύτερός μου φίλος|το μικρό κορίτσι|ο ζωγράφος|η γιαγιά του"
         "|η κουρασμένη νοσοκόμα|ο ξάδελφός τους",
-        "verb": "αγοράζει|βρίσκει|ξεχνά|φέρνει|περιγράφει|χρειάζεται|σχεδιάζει|κρύβει|δείχνει|πουλάει"
-        "|κουβαλάει|ψάχνει",
+        "verb": "αγοράζει|βρίσκει|ξεχνά|φέρνει|περιγράφει|χρειάζεται|σχεδιάζει|κρύβει|δείχνει|πουλάει|κουβαλάει|ψάχνει",
         "inf": "αγοράσει|βρει|ξεχάσει|φέρει|περιγράψει|σχεδιάσει|κρύψει|δείξει|πουλήσει|κουβαλήσει",
         "thing": "το κόκκινο βιβλίο|ένα ζεστό παλτό|τον παλιό χάρτη|φρέσκο ψωμί|ένα μικρό δώρο"
         "|το μεγάλο γράμμα"
@@ -561,8 +553,7 @@ ITALIAN = _language(
         "verb": "compra|trova|dimentica|porta|cerca|vende|disegna|guarda",
         "thing": "il libro rosso|un cappotto|gli occhiali|due biglietti|una tazza di tè|le mele"
         "|il pane fresco|la chiave",
-        "place": "nel giardino|alla stazione|vicino al fiume|nella cucina|a scuola|sul ponte|in ufficio"
-        "|nel villaggio",
+        "place": "nel giardino|alla stazione|vicino al fiume|nella cucina|a scuola|sul ponte|in ufficio|nel villaggio",
         "time": "oggi|ogni mattina|dopo cena|di domenica|questa settimana|la sera|d'inverno|stanotte",
     },
     """
@@ -576,13 +567,10 @@ ITALIAN = _language(
 DUTCH = _language(
     "Dutch",
     {
-        "who": "de leraar|mijn broer|onze buurman|de oude dokter|een jonge boer|zijn oma|de schilder"
-        "|haar oom",
+        "who": "de leraar|mijn broer|onze buurman|de oude dokter|een jonge boer|zijn oma|de schilder|haar oom",
         "verb": "koopt|vindt|vergeet|brengt|zoekt|verkoopt|tekent|verbergt",
-        "thing": "het rode boek|een warme jas|de oude kaart|vers brood|twee kaartjes|een kopje thee|de fiets"
-        "|bloemen",
-        "place": "in de tuin|op het station|bij de rivier|in de keuken|op school|op de brug|op kantoor"
-        "|in het dorp",
+        "thing": "het rode boek|een warme jas|de oude kaart|vers brood|twee kaartjes|een kopje thee|de fiets|bloemen",
+        "place": "in de tuin|op het station|bij de rivier|in de keuken|op school|op de brug|op kantoor|in het dorp",
         "time": "vandaag|elke ochtend|na het eten|op zondag|deze week|'s avonds|in de winter|vannacht",
     },
     """
@@ -598,8 +586,7 @@ POLISH = _language(
     {
         "who": "nauczyciel|mój brat|nasz sąsiad|stary lekarz|młody rolnik|jego babcia|malarz|jej wujek",
         "verb": "kupuje|znajduje|zapomina|przynosi|szuka|sprzedaje|rysuje|chowa",
-        "thing": "czerwoną książkę|ciepły płaszcz|starą mapę|świeży chleb|dwa bilety|filiżankę herbaty|rower"
-        "|kwiaty",
+        "thing": "czerwoną książkę|ciepły płaszcz|starą mapę|świeży chleb|dwa bilety|filiżankę herbaty|rower|kwiaty",
         "place": "w ogrodzie|na dworcu|koło rzeki|w kuchni|w szkole|na moście|w biurze|na wsi",
         "time": "dzisiaj|każdego ranka|po kolacji|w niedzielę|w tym tygodniu|wieczorem|zimą|w nocy",
     },
@@ -616,8 +603,7 @@ SWAHILI = _language(
     {
         "who": "mwalimu|kaka yangu|jirani yetu|daktari mzee|mkulima kijana|bibi yake|mchoraji|mjomba wake",
         "verb": "ananunua|anapata|anasahau|analeta|anatafuta|anauza|anachora|anaficha",
-        "thing": "kitabu chekundu|koti jipya|ramani ya zamani|mkate|tiketi mbili|kikombe cha chai|baiskeli"
-        "|maua",
+        "thing": "kitabu chekundu|koti jipya|ramani ya zamani|mkate|tiketi mbili|kikombe cha chai|baiskeli|maua",
         "place": "bustanini|kituoni|karibu na mto|jikoni|shuleni|darajani|ofisini|kijijini",
         "time": "leo|kila asubuhi|baada ya chakula|siku ya jumapili|wiki hii|jioni|usiku|mwezi huu",
     },

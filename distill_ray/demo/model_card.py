@@ -33,7 +33,7 @@ text, to solve problems or to review films.
 ## How it was made
 
 `python -m distill_ray.demo.make_model --out DIR --seed {seed} --steps {num_steps}`, {minutes:.0f} minutes on
-two CPU cores with AMX. The training data come from `distill_ray/demo/conversations.py`: word lists and
+one core of a shared CPU with AMX. The training data come from `distill_ray/demo/conversations.py`: word lists and
 templates written for this project, nothing downloaded or copied. One sentence in ten, by a hash of its text,
 is never trained on. The weights are stored as float16 and load as float32. The same seed gives the same model
 on the same machine and library versions; other processors round differently.
@@ -52,15 +52,12 @@ To measure again: `python -m distill_ray.demo.check_model --rows {num_rows}`, an
 ## Limits
 
 A language has 14 templates and about 90 words and phrases; sentences in other words are often labelled
-wrongly. The evidence it names is usually, not always, in the text, and the label
-does not depend on it. The sentences
-were put together by rule and not reviewed by native speakers.
+wrongly. The evidence it names is usually, not always, in the text, and the label does not depend on it. The
+sentences were put together by rule and not reviewed by native speakers.
 """
 
 
-def write_card(
-    folder: Path, seed: int, num_steps: int, minutes: float, num_rows: int = 400
-) -> dict[str, float]:
+def write_card(folder: Path, seed: int, num_steps: int, minutes: float, num_rows: int = 400) -> dict[str, float]:
     """Measure the model in `folder` with transformers and write `folder/README.md`; return the figures."""
     from safetensors import safe_open
     from transformers import AutoTokenizer

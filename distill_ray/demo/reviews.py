@@ -152,9 +152,7 @@ def film_rows(num_rows: int, seed: int = 0) -> list[dict[str, str]]:
     """Return up to 400 distinct rows `{"id", "film"}`, the same for the same arguments."""
     titles = [f"The {first} {second}" for first in _FIRST for second in _SECOND]
     if num_rows > len(titles):
-        raise ValueError(
-            f"num_rows is {num_rows}, but there are only {len(titles)} film titles: ask for fewer"
-        )
+        raise ValueError(f"num_rows is {num_rows}, but there are only {len(titles)} film titles: ask for fewer")
     picked = random.Random(f"film-rows-{seed}").sample(titles, num_rows)
     return [{"id": f"film-{seed}-{index:04d}", "film": title} for index, title in enumerate(picked)]
 

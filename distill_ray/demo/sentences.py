@@ -69,16 +69,12 @@ def evidence(text: str, label: str) -> str:
     language = LANGUAGES[label]
     if label == "zh":  # written without blanks: markers are substrings
         found = sorted((text.find(marker), marker) for marker in language.markers if marker in text)
-        words = [marker for _, marker in found]
+        words = [marker for _, marker in found] or [text[:2]]
     else:
         words = [word for word in _words(text) if word.lower() in language.markers] or _words(text)[:2]
     words = list(dict.fromkeys(words))[:2]
     quoted = " and ".join(f'"{word}"' for word in words)
-    return (
-        f"The words {quoted} are {language.name}."
-        if len(words) > 1
-        else f"The word {quoted} is {language.name}."
-    )
+    return f"The words {quoted} are {language.name}." if len(words) > 1 else f"The word {quoted} is {language.name}."
 
 
 def _words(text: str) -> list[str]:
@@ -198,17 +194,13 @@ def _mixed(rng: random.Random) -> Sentence:
 
 
 def _gibberish(rng: random.Random) -> Sentence:
-    words = [
-        "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for _ in range(rng.randint(3, 7))
-    ]
+    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for _ in range(rng.randint(3, 7))]
     return Sentence(" ".join(words), "ot", "These letters form no words.")
 
 
 def _outside(rng: random.Random) -> Sentence:
     language = rng.choice(OTHER_LANGUAGES)
-    return Sentence(
-        _capital(_fill(language, rng)), "ot", f"This is {language.name}, which has no label of its own."
-    )
+    return Sentence(_capital(_fill(language, rng)), "ot", f"This is {language.name}, which has no label of its own.")
 
 
 _OTHER_KINDS: tuple[Callable[[random.Random], Sentence], ...] = (

@@ -25,6 +25,9 @@ class Engine(ABC):
     """What answers: engine type, model and revision, everything that changes the answer for the same prompt. Part of
     the ledger's key, so no URL, key or limit belongs here."""
 
+    num_retries: int = 0
+    """Requests made again after a failure that passed: what was paid, or computed, more than once."""
+
     @abstractmethod
     async def start(self) -> None:
         """Load the model or check the connection.

@@ -2,10 +2,11 @@
 
     engine = FakeEngine(FakeEngineConfig(answer="{{ query | upper }}", transient_error_rate=0.3))
 
-The answer is a Jinja template (sandboxed) over `query` (the last user message), `system` and `sample_index`. What goes
-wrong is a function of (`failure_seed`, prompt, attempt) through a hash, so a test can name the rows that fail, and a
-second run fails on the same ones. Tokens are words: usage, `max_tokens` and `max_model_len` count whitespace-separated
-words. Temperature, top_p, json_schema and regex change nothing; `choice` picks one of the choices by prompt and seed.
+The answer is a Jinja template (sandboxed) over `query` (the last user message), `system` and `sample_index`.
+What goes wrong is a function of (`failure_seed`, prompt, attempt) through a hash, so a test can name the rows
+that fail, and a second run fails on the same ones. Tokens are words: usage, `max_tokens` and `max_model_len`
+count whitespace-separated words. Temperature, top_p, json_schema and regex change nothing; `choice` picks one
+of the choices by prompt and seed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BACKOFF_S = 0.001
 
 
 class FakeEngine(Engine):
-    """Answers from a template; `num_calls` counts the calls of `generate`, `num_attempts` the tries inside them."""
+    """Answers from a template; `num_calls` counts calls of `generate`, `num_attempts` the tries in them."""
 
     def __init__(self, config: FakeEngineConfig) -> None:
         self.config = config

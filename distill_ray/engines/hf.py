@@ -1,9 +1,10 @@
 """Plain transformers `generate`, on CPU or GPU: encoder-decoder models (T5), small models, no vLLM needed.
 
-Requests that arrive within a few milliseconds are generated together, in a thread, up to `batch_size` rows at a time;
-a batch returns when its longest row is done, so for volume use vLLM. Each row has its own temperature, seed,
-`max_tokens` and stop strings: `_Sampler` draws per row by inverse transform from a stream of numbers that depends only
-on (prompt, seed + sample index), so a sample does not depend on what else is in its batch, up to rounding.
+Requests that arrive within a few milliseconds are generated together, in a thread, up to `batch_size` rows at a
+time; a batch returns when its longest row is done, so for volume use vLLM. Each row has its own temperature,
+seed, `max_tokens` and stop strings: `_Sampler` draws per row by inverse transform from a stream of numbers that
+depends only on (prompt, seed + sample index), so a sample does not depend on what else is in its batch, up to
+rounding. After a stop string `token_ids` end with the token that completes it; no end token is added.
 
 The model's own generation defaults (top_k, repetition penalty, ...) are not used: the config says how to sample.
 A model with a chat template gets token ids from `models.ChatTokenizer`; an encoder-decoder without one gets the
@@ -48,7 +49,7 @@ from distill_ray.records import Completion, Message, RejectReason
 _COLLECT_S = 0.005  # how long the first request of a batch waits for others
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """One row of a batch: one sample of one call."""
 
@@ -72,9 +73,12 @@ class HfEngine(Engine):
     def __init__(self, config: HfEngineConfig) -> None:
         self.config = config
         self.identity = f"hf:{model_identity(config.model, config.revision)}"
+        if config.adapter:
+            self.identity += f"+{model_identity(config.adapter)}"
         self._model: _Model | None = None
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._batcher: asyncio.Task[None] | None = None
+        self._open: set[_Request] = set()
         self._thread: ThreadPoolExecutor | None = None  # one thread: a model generates one batch at a time
 
     async def start(self) -> None:
@@ -88,12 +92,14 @@ class HfEngine(Engine):
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
     ) -> list[Completion]:
         requests = [self._request(messages, sampling, i) for i in range(first_sample, sampling.n)]
+        self._open.update(requests)
         for request in requests:
             self._queue.put_nowait(request)
         try:
             samples = list(await asyncio.gather(*(request.answer for request in requests)))
         finally:
-            for request in requests:
+            self._open.difference_update(requests)
+            for request in requests:  # stops those whose caller has left
                 request.cancelled.set()
         for completion in samples[1:]:
             completion.prompt_tokens = 0  # counted once per call
@@ -102,6 +108,7 @@ class HfEngine(Engine):
     async def stream(self, messages: Sequence[Message], sampling: SamplingConfig) -> AsyncIterator[str]:
         """One answer, piece by piece, in words; a stop string and what follows never appears."""
         request = self._request(messages, sampling.model_copy(update={"n": 1}), 0)
+        request.answer.cancel()  # it is not for the batcher
         streamer = AsyncTextIteratorStreamer(
             self._ready.tokenizer, skip_prompt=not self._ready.is_seq2seq, skip_special_tokens=True
         )
@@ -109,36 +116,36 @@ class HfEngine(Engine):
         answer.add_done_callback(
             lambda _: streamer.text_queue.put_nowait(None)
         )  # an error ends the stream too
+        self._open.add(request)
         sent = text = ""
-        held_back = (
-            max((len(stop) for stop in sampling.stop), default=1) - 1
-        )  # may be the begin of a stop string
+        held_back = max((len(stop) for stop in sampling.stop), default=1) - 1  # may begin a stop string
         try:
             while (piece := await streamer.text_queue.get()) is not None:
                 text += piece
                 safe = _cut_at_stop(text, sampling.stop)
-                if safe == text and held_back:
-                    safe = text[:-held_back]
-                if len(safe) > len(sent):
-                    yield safe[len(sent) :]
-                    sent = safe
+                if safe == text:
+                    safe = text[: len(text) - held_back]
+                yield safe[len(sent) :]
+                sent = max(sent, safe, key=len)
             [completion] = await answer
-            if completion.text.startswith(sent) and completion.text != sent:
-                yield completion.text[len(sent) :]
+            yield completion.text[len(sent) :]
         finally:
             request.cancelled.set()
+            self._open.discard(request)
 
     async def close(self) -> None:
+        for request in self._open:
+            request.cancelled.set()  # ends a running batch at its next token
+            if not request.answer.done():
+                request.answer.set_exception(TransientEngineError("the hf engine was closed"))
         batcher, self._batcher = self._batcher, None
         if batcher is not None:
             batcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await batcher
-        while not self._queue.empty():
-            self._queue.get_nowait().answer.cancel()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(thread.shutdown)
         self._model = None
 
     def prompt_key(self, messages: Sequence[Message]) -> bytes:
@@ -182,22 +189,18 @@ class HfEngine(Engine):
             await asyncio.sleep(_COLLECT_S)
             while len(batch) < self.config.batch_size and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            batch = [request for request in batch if not request.answer.done()]
+            batch = [request for request in batch if not request.answer.done()]  # done: its caller has left
             if not batch:
                 continue
             try:
                 completions = await self._in_thread(self._ready.generate, batch)
-            except BaseException as error:
+            except Exception as error:  # each caller gets it; the engine goes on
                 for request in batch:
-                    if not request.answer.done() and isinstance(error, asyncio.CancelledError):
-                        request.answer.cancel()
-                    elif not request.answer.done():
+                    if not request.answer.done():
                         request.answer.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
                 continue
             for request, completion in zip(batch, completions, strict=True):
-                if not request.answer.done():  # done: its caller has left
+                if not request.answer.done():
                     request.answer.set_result(completion)
 
 
@@ -208,17 +211,12 @@ class _Model:
         path = resolve_model(config.model, key="teacher.model")
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
-            model_config = AutoConfig.from_pretrained(path, **kwargs)
-            self.is_seq2seq = bool(model_config.is_encoder_decoder)
-            auto = AutoModelForSeq2SeqLM if self.is_seq2seq else AutoModelForCausalLM
-            on_gpu = config.num_gpus > 0
-            placement = {"device_map": "auto" if config.num_gpus > 1 else "cuda"} if on_gpu else {}
-            self.model: Any = auto.from_pretrained(
-                path, dtype="auto" if on_gpu else torch.float32, **placement, **kwargs
-            ).eval()
+            self.is_seq2seq = bool(AutoConfig.from_pretrained(path, **kwargs).is_encoder_decoder)
+            self.model: Any = _load(config, path, self.is_seq2seq, kwargs).eval()
         except (OSError, ValueError) as error:
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"teacher.model: cannot load {config.model} ({first_line})") from error
+            what = config.model + (f" with the adapters {config.adapter}" if config.adapter else "")
+            raise ConfigError(f"teacher.model: cannot load {what} ({first_line})") from error
         self.prompts = _prompt_maker(config, path, self.is_seq2seq)
         self.tokenizer: Any = self.prompts.tokenizer
         self.max_positions = self._max_positions()
@@ -349,7 +347,7 @@ class _Sampler(LogitsProcessor):
             return scores
         device = scores.device
         logits_BV = scores[self._sampled].double() / self._temperature_B.to(device)[:, None]
-        probs_BV, order_BV = logits_BV.softmax(-1).sort(-1, descending=True, stable=True)
+        probs_BV, order_BV = logits_BV.softmax(-1).sort(dim=-1, descending=True, stable=True)
         before_BV = probs_BV.cumsum(-1) - probs_BV
         # Nucleus: the smallest set with mass top_p, always the best token (Holtzman et al. 2020, 1904.09751).
         probs_BV = probs_BV.where(before_BV < self._top_p_B.to(device)[:, None], 0.0)
@@ -400,6 +398,20 @@ class _PlainPrompts:
         around = self.tokenizer.encode("")  # what the tokenizer puts around a text: T5 an end, BART both
         ends = around[-1:] if around and around[-1] == self.end_id else []
         return around[: len(around) - len(ends)] + ids + ends
+
+
+def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str, Any]) -> Any:
+    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    if config.num_gpus == 0:
+        model = auto.from_pretrained(path, dtype=torch.float32, **kwargs)
+    else:
+        placement = "auto" if config.num_gpus > 1 else "cuda"
+        model = auto.from_pretrained(path, dtype="auto", device_map=placement, **kwargs)
+    if config.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
 
 
 def _prompt_maker(config: HfEngineConfig, path: str, is_seq2seq: bool) -> ChatTokenizer | _PlainPrompts:

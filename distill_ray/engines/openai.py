@@ -226,7 +226,7 @@ class OpenAIEngine(Engine):
             await client.close()
 
     async def _check_connection(self) -> None:
-        """Raise unless the server answers. One without /models (404, 405, 501) is fine, and so is a busy one."""
+        """Raise unless the server answers. One without /models (404, 405, 501) is fine; so is a busy one."""
         try:
             await self._retrying(min(self.config.max_retries, 3))(self._try_models)
         except TransientEngineError as error:
@@ -349,7 +349,7 @@ class OpenAIEngine(Engine):
         return TransientEngineError(f"{url}: {type(error).__name__}")
 
     def _translate_status(self, status: int, body: object, headers: Mapping[str, str] | None) -> EngineError:
-        """One of our errors for a status and an error body: by status and code first, by text where that is all."""
+        """One of our errors for a status and an error body: by status and code, by text where that is all."""
         model, env = self.config.model, self.config.api_key_env
         fields = _error_fields(body)
         said = self._masked(fields["message"])
@@ -495,7 +495,7 @@ def _text_and_finish_reason(choice: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _topk(choice: Mapping[str, Any], k: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The top k per position, most probable first: ids [T, K] int32, logprobs [T, K] float32 filled up with -inf.
+    """The top k per position, best first: ids [T, K] int32, logprobs [T, K] float32 filled up with -inf.
 
     Ids only where the server names tokens by id: vLLM with extra_body {return_tokens_as_token_ids: true}.
     """
@@ -522,7 +522,7 @@ def _retry_after(state: RetryCallState) -> float | None:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `retry-after` in seconds or as an HTTP date."""
+    """Seconds that a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or an HTTP date."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
     value = headers.get("retry-after", "")

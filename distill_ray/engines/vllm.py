@@ -110,6 +110,9 @@ class VllmEngine(Engine):
         }
         if config.num_gpus == 0:
             arguments["enforce_eager"] = True  # no C++ compiler needed, and nothing to gain on CPU
+            # vLLM 0.32 rewinds the generator of a seeded request whose prefill it cuts in two, which a CPU generator
+            # cannot do ("CPU Generator does not use offset", gpu_model_runner.py): the engine dies. Delete when fixed.
+            arguments["enable_chunked_prefill"] = False
         if config.adapter:
             arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
         if config.num_gpus > 1:
@@ -158,9 +161,11 @@ class VllmEngine(Engine):
                 ):
                     final = output
             except EngineDeadError:
+                self.num_retries += 1
                 await self._restart(llm)
                 continue
             except EngineGenerateError:
+                self.num_retries += 1
                 continue
             except ValueError as error:  # vLLM's validation of one request
                 raise RequestRejected(RejectReason.BAD_REQUEST, f"vLLM: {error}") from error

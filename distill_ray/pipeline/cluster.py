@@ -17,6 +17,15 @@ import ray
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
 
+# Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
+_QUIET = {
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning that GPUs will one day not be hidden
+}
+
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
@@ -24,12 +33,8 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Ray 2.60 warns that a future version will stop hiding GPUs from actors that ask for none.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Blocks of small tables print a progress bar per operator; ours is the one that people see.
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

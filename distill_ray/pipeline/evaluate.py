@@ -26,7 +26,7 @@ from distill_ray.pipeline.cluster import connected, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
-from distill_ray.pipeline.scoring import score_predictions
+from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.recipes import make_recipe
 from distill_ray.records import row_from_record
 
@@ -49,7 +49,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
         for name, source in (("loss_before", None), ("loss_after", folder)):
             _score(config, folder, source, rows, name)
     metrics, predictions = score_predictions(config, rows)
-    folder.write_table(pa.Table.from_pylist(predictions), "eval", "predictions.parquet")
+    folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
     folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
     write_report(folder, config)
@@ -155,8 +155,7 @@ def _answer(
         AnswerWorker,
         fn_constructor_args=(engine, folder, name),
         batch_size=BATCH_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2),
-        max_concurrency=2,
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=2),
         num_cpus=engine.cpus,
         num_gpus=gpus,
     )

@@ -70,15 +70,16 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     markers = {p: _marker(folder, p) for p in range(plan.num_partitions)}
     todo = [p for p in markers if not _still_true(markers[p], plan, p, fingerprint)]
     done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
+    state: dict[str, Any] = {}
     if todo:
         with connected(), Progress("generate", total=plan.rows_in) as progress:
-            _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
+            state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
         for p in todo:
             marker = _marker(folder, p)
             assert marker is not None, f"partition {p} ended without a marker"
             done[p] = marker
     generation = _sum_up(plan, done, set(todo), time.monotonic() - started)
-    _write_manifest(config, folder, generation, worked=bool(todo))
+    _write_manifest(config, folder, generation, state)
     _check_rejects(config, generation)
     return generation
 
@@ -116,7 +117,8 @@ def _run_partitions(
     done: dict[int, dict[str, Any]],
     fingerprint: str,
     progress: Progress,
-) -> None:
+) -> dict[str, Any]:
+    """Run the stage over the partitions of `todo`; returns the tally's last state."""
     finished_rows = sum(marker["rows"] for marker in done.values())
     finished_rejects = Counter[str]()
     for marker in done.values():
@@ -138,8 +140,8 @@ def _run_partitions(
             min_size=min(replicas.min, len(todo)),
             max_size=min(replicas.max, len(todo)),
             max_tasks_in_flight_per_actor=open_partitions,
+            max_concurrent_calls_per_actor=open_partitions,
         ),
-        max_concurrency=open_partitions,
         **engine_resources(config),
     )
     with _shown(tally, progress):
@@ -155,6 +157,7 @@ def _run_partitions(
                     "kept: run the same command again to go on"
                 ) from error
             raise ours from None
+    return ray.get(tally.state.remote())
 
 
 def engine_resources(config: RunConfig) -> dict[str, Any]:
@@ -242,12 +245,14 @@ def _sum_up(plan: Plan, markers: dict[int, dict[str, Any]], ran: set[int], secon
     return generation
 
 
-def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation, *, worked: bool) -> None:
+def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation, state: dict[str, Any]) -> None:
     figures = {name: value for name, value in vars(generation).items() if name != "seconds"}
     manifest = {**folder.manifest(), **figures}  # replaced, not merged: a reason that is gone must not linger
     manifest["seeds"] = {**manifest.get("seeds", {}), "sampling": config.teacher.sampling.seed}
-    if worked:  # a rerun that finds everything done keeps the seconds of the run that did the work
-        manifest["seconds"] = {**manifest.get("seconds", {}), "generate": generation.seconds}
+    manifest["engine_retries"] = state.get("engine_retries", 0)
+    if state:  # a rerun that finds everything done keeps the seconds of the run that did the work
+        seconds = {"engine_start": state["engine_start_s"], "generate_work": state["work_s"]}
+        manifest["seconds"] = {**manifest.get("seconds", {}), "generate": generation.seconds, **seconds}
     folder.write_json(manifest, "manifest.json")
 
 

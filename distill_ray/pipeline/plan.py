@@ -3,8 +3,8 @@
     sources -> readers -> planner -> scratch file on disk -> rows/00000.parquet ... rows/plan.json
 
 - A bad row is data: it is in `rows/` with its reason, so rows in = rows planned, always.
-- P is fixed when a run folder is first planned, so adding rows changes only the partitions that they fall into;
-  each partition's `sha` says whether it did.
+- P is fixed when a run folder is first planned, so adding rows changes only the partitions that they fall
+  into; each partition's `sha` says whether it did.
 - One pass, bounded memory: what occurred before is looked up in a temporary SQLite file.
 - Nothing is read again while neither the files nor the settings that matter here changed (a fingerprint in
   `plan.json`, which is written last).
@@ -17,13 +17,14 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from distill_ray.config import RunConfig
+from distill_ray.config.data import Source
 from distill_ray.errors import ConfigError, DataError
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planner import Planner
@@ -37,6 +38,7 @@ from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 MIN_PARTITIONS = 4
 MAX_PARTITIONS_FOR_REPLICAS = 256
 PARTITIONS_PER_REPLICA = 4  # so that the last ones to finish keep no engine waiting for long
+MAX_FILES_ESTIMATED = 16  # of many, for the number of rows
 HEAD_ROWS = 100  # in which a column must occur, else the config names one that does not exist
 
 
@@ -51,7 +53,7 @@ class PartitionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to do. `partitions` holds those that have rows, in order of their indexes."""
+    """What there is to do. `partitions[i].index == i`, with an empty file where a partition has no rows."""
 
     num_partitions: int
     rows_in: int
@@ -92,7 +94,7 @@ def plan_rows(
     stored = folder.read_json("rows", "plan.json") if folder.exists("rows", "plan.json") else None
     if stored is not None and stored["fingerprint"] == fingerprint:
         plan = _stored_plan(stored)
-        if {_file_name(p.index) for p in plan.partitions} == set(folder.list("rows", suffix=".parquet")):
+        if len(folder.list("rows", suffix=".parquet")) == plan.num_partitions:
             return plan
     # The first plan fixes it, whatever the limit: a try with ten rows must not decide the layout of millions.
     num_partitions = stored["num_partitions"] if stored is not None else _num_partitions(config, sources)
@@ -105,9 +107,8 @@ def plan_rows(
                     on_rows(planner.num_rows)
         # From here until the end rows/ is a mixture, which no fingerprint may describe.
         folder.write_json({"fingerprint": None, "num_partitions": num_partitions}, "rows", "plan.json")
-        partitions = [_write_partition(folder, index, records) for index, records in scratch.partitions()]
-    for name in set(folder.list("rows", suffix=".parquet")) - {_file_name(p.index) for p in partitions}:
-        folder.delete("rows", name)
+        records_of = scratch.rows_by_partition(num_partitions)
+        partitions = [_write_partition(folder, index, records) for index, records in records_of]
     plan = Plan(num_partitions, planner.num_rows, partitions)
     folder.write_json({"fingerprint": fingerprint, **dataclasses.asdict(plan)}, "rows", "plan.json")
     return plan
@@ -116,15 +117,16 @@ def plan_rows(
 def _sources(config: RunConfig) -> list[_Source]:
     """Held-out sources first: their queries must not be trained on."""
     data = config.data
-    sources = []
-    for key, held_out, source in (
+    named: list[tuple[str, Split | None, Source | None]] = [
         ("data.test", "test", data.test),
         ("data.validation", "validation", data.validation),
         ("data.source", None, data.source),
-    ):
-        if source is not None:
-            sources.append(_Source(key, held_out, resolve(source, format=data.format, key=key)))  # type: ignore[arg-type]
-    return sources
+    ]
+    return [
+        _Source(key, held_out, resolve(source, format=data.format, key=key))
+        for key, held_out, source in named
+        if source is not None
+    ]
 
 
 def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | None) -> Iterator[SourceRow]:
@@ -159,7 +161,9 @@ def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[
 
 
 def _num_partitions(config: RunConfig, sources: list[_Source]) -> int:
-    num_rows = sum(estimate_rows(file) for source in sources for file in source.files)
+    files = [file for source in sources for file in source.files]
+    sample = files[:: math.ceil(len(files) / MAX_FILES_ESTIMATED)]
+    num_rows = sum(estimate_rows(file, config.data.encoding) for file in sample) * len(files) / len(sample)
     for_replicas = min(PARTITIONS_PER_REPLICA * config.teacher.replicas.max, MAX_PARTITIONS_FOR_REPLICAS)
     return max(MIN_PARTITIONS, for_replicas, math.ceil(num_rows / config.generate.rows_per_partition))
 
@@ -179,9 +183,10 @@ def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limi
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _write_partition(folder: RunFolder, index: int, texts: list[str]) -> PartitionInfo:
+def _write_partition(folder: RunFolder, index: int, texts: Sequence[str]) -> PartitionInfo:
     records = [json.loads(text) for text in texts]
-    folder.write_table(pa.Table.from_pylist(records, schema=ROW_SCHEMA), "rows", _file_name(index))
+    table = pa.Table.from_pylist(records, schema=ROW_SCHEMA)
+    folder.write_table(table, "rows", f"{partition_name(index)}.parquet")
     sha = hashlib.blake2b(digest_size=16)
     for record in records:
         # Not where it was read: a line added above moves all line numbers and changes nothing.
@@ -193,7 +198,3 @@ def _write_partition(folder: RunFolder, index: int, texts: list[str]) -> Partiti
 def _stored_plan(stored: dict[str, Any]) -> Plan:
     partitions = [PartitionInfo(**partition) for partition in stored["partitions"]]
     return Plan(stored["num_partitions"], stored["rows_in"], partitions)
-
-
-def _file_name(index: int) -> str:
-    return f"{partition_name(index)}.parquet"

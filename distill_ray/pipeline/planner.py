@@ -1,7 +1,7 @@
 """The plan of one row: id, query, split, partition, or why it is unusable. Knows no files.
 
-Equal queries (normalised) meet in one partition, so that they share its ledger, and in one split, so that nothing
-that is tested was trained on.
+Equal queries (normalised) meet in one partition, so that they share its ledger, and in one split, so that
+nothing that is tested was trained on.
 """
 
 from __future__ import annotations

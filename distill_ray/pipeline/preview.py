@@ -14,7 +14,7 @@ from rich.panel import Panel
 
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import DistillError, RequestRejected, TransientEngineError
+from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
 from distill_ray.pipeline.cluster import connected, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
@@ -59,7 +59,11 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
                           f"{escape(record['reject_detail'])}")
             continue
         row, (raw, learned) = by_id[record["row_id"]]
-        _show(console, recipe.teacher_messages(row), row, raw, learned)
+        try:
+            prompt = recipe.teacher_messages(row)
+        except RowError:  # `learned` says what is wrong with this row's own context
+            prompt = recipe.student_messages(row)
+        _show(console, prompt, row, raw, learned)
 
 
 def _show(console: Console, prompt: list[Message], row: Row, raw: list[str], learned: str) -> None:

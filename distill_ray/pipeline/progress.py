@@ -1,10 +1,19 @@
-"""Progress of a stage: a live panel on a terminal, one plain line every few seconds elsewhere."""
+"""Progress of a stage: a live panel on a terminal, one plain line every few seconds elsewhere.
+
+Ray, vLLM and DeepSpeed write to the standard error stream at every level, C++ included. `noise_to` sends that stream to
+a file for the length of a run, and keeps the real one for progress and errors.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -12,6 +21,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 LINE_EVERY_S = 5.0
+
+_people: TextIO | None = None  # the real standard error stream while `noise_to` is active
+
+
+@contextlib.contextmanager
+def noise_to(path: Path) -> Iterator[None]:
+    """Append what libraries write to file descriptor 2 to a file; progress still reaches the terminal."""
+    global _people
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with path.open("ab") as file, os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="replace") as _people:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+        _people = None
+
+
+def say(message: str) -> None:
+    """One line for people, wherever progress goes."""
+    _console().print(message, markup=False)
+
+
+def _console() -> Console:
+    return Console(file=_people or sys.stderr, soft_wrap=True, highlight=False)
 
 
 class Progress:
@@ -28,7 +66,7 @@ class Progress:
         self, stage: str, *, total: int | None = None, unit: str = "rows", console: Console | None = None
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
-        self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+        self.console = console or _console()
         self.done = 0
         self.figures: dict[str, str] = {}
         self._started = time.monotonic()

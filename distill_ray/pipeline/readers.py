@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ import pyarrow.parquet as pq
 
 from distill_ray.errors import DataError
 from distill_ray.pipeline.sources import SourceFile
-from distill_ray.pipeline.textfile import CHUNK_BYTES, array_elements, chunks, lines, opened
+from distill_ray.pipeline.textfile import array_elements, chunks, lines
 from distill_ray.recipes.template import kind_of
 from distill_ray.records import to_json
 
 BATCH_ROWS = 1024
+ESTIMATE_ROWS = 1000
 GZIP_RATIO = 4  # text shrinks about so much: only for an estimate
 
 
@@ -69,8 +71,8 @@ def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
         raise DataError(f"{file.url}: no rows in this file; remove it from the source, or write it again")
 
 
-def estimate_rows(file: SourceFile) -> int:
-    """About how many rows a file has, without reading it: from metadata, else from its first MB of lines.
+def estimate_rows(file: SourceFile, encoding: str = "utf-8") -> int:
+    """About how many rows a file has, from its metadata, else from its size and its first rows' length.
 
     Raises:
         DataError: the file is bad as a whole.
@@ -81,10 +83,11 @@ def estimate_rows(file: SourceFile) -> int:
         if file.format == "parquet":
             with file.fs.open(file.path, "rb") as raw:
                 return int(pq.ParquetFile(raw).metadata.num_rows)
-        with opened(file) as raw:
-            head = raw.read(CHUNK_BYTES)
-    size = file.size * (GZIP_RATIO if file.is_compressed else 1)
-    return max(1, round(max(size, len(head)) * max(1, head.count(b"\n")) / max(1, len(head))))
+    head = list(itertools.islice(read_rows(file, encoding), ESTIMATE_ROWS))
+    if len(head) < ESTIMATE_ROWS:
+        return len(head)
+    mean_bytes = sum(len(row.json.encode()) for row in head) / len(head)
+    return max(len(head), round(file.size * (GZIP_RATIO if file.is_compressed else 1) / mean_bytes))
 
 
 # -- formats: each yields (line or row number, columns, why it is unreadable) -------------------------------
@@ -173,15 +176,26 @@ def _read_lance(file: SourceFile, encoding: str) -> Iterator[Item]:
     yield from _batch_rows(_lance_dataset(file).to_batches(batch_size=BATCH_ROWS))
 
 
-def _batch_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
+def _batch_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
     number = 0
     for batch in batches:
-        for index in range(batch.num_rows):
+        try:
+            records = batch.to_pylist()
+        except UnicodeDecodeError:  # Arrow does not check text when it reads: find the rows that are to blame
+            records = [_record_or_none(batch.slice(index, 1)) for index in range(batch.num_rows)]
+        for record in records:
             number += 1
-            try:
-                yield number, batch.slice(index, 1).to_pylist()[0], None
-            except UnicodeDecodeError as error:  # Arrow does not check text when it reads
-                yield number, {"raw": ""}, f"row {number} has text that is not UTF-8: {error.reason}"
+            if record is not None:
+                yield number, record, None
+            else:
+                yield number, {"raw": ""}, f"row {number} has text that is not UTF-8"
+
+
+def _record_or_none(row: pa.RecordBatch) -> dict[str, Any] | None:
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
 
 
 def _lance_dataset(file: SourceFile) -> Any:

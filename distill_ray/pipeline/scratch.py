@@ -1,6 +1,6 @@
-"""Working memory of the planner on disk: what occurred before, and rows by partition. A temporary SQLite file.
+"""The planner's working memory on disk: what occurred before, and rows by partition. A temporary SQLite file.
 
-Nothing here grows in memory: keys are 16-byte hashes in a B-tree, and sorting rows into partitions is an index.
+Nothing here grows in memory: keys are 16-byte hashes in a B-tree, sorting rows into partitions is an index.
 """
 
 from __future__ import annotations
@@ -84,12 +84,11 @@ class Scratch:
         if len(self._pending) >= FLUSH_ROWS:
             self._flush()
 
-    def partitions(self) -> Iterator[tuple[int, Sequence[str]]]:
-        """All partitions that have rows, in order; the rows of each sorted by id."""
+    def rows_by_partition(self, num_partitions: int) -> Iterator[tuple[int, Sequence[str]]]:
+        """Partition by partition, in order, empty ones too; the rows of each sorted by id."""
         self._flush()
         self._db.execute("CREATE INDEX by_partition ON rows (partition, row_id)")
-        indexes = [index for (index,) in self._db.execute("SELECT DISTINCT partition FROM rows ORDER BY 1")]
-        for index in indexes:
+        for index in range(num_partitions):
             found = self._db.execute("SELECT record FROM rows WHERE partition = ? ORDER BY row_id", (index,))
             yield index, [record for (record,) in found]
 

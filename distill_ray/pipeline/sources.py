@@ -138,17 +138,25 @@ def _source_file(fs: Any, path: str, label: str, format: Format, key: str) -> So
         return SourceFile(fs, path, label, kind, 0, _lance_version(fs, path))
     info = fs.info(path)
     version = next(
-        (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified") if name in info), ""
+        (
+            info[name]
+            for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
+            if name in info
+        ),
+        "",
     )
     return SourceFile(fs, path, label, kind, int(info.get("size") or 0), str(version))
 
 
 def _lance_version(fs: Any, path: str) -> str:
     """Lance writes a manifest per version; the newest one's name and time name the state."""
-    manifests = sorted(
-        (str(info.get("mtime") or info.get("LastModified") or ""), info["name"])
-        for info in fs.ls(posixpath.join(path, "_versions"), detail=True)
-    )
+    try:
+        found = fs.ls(posixpath.join(path, "_versions"), detail=True)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: not a Lance data set (it has no _versions folder); check the path"
+        ) from error
+    manifests = sorted((str(i.get("mtime") or i.get("LastModified") or ""), i["name"]) for i in found)
     return repr(manifests[-1]) if manifests else ""
 
 

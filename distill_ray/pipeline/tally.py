@@ -32,15 +32,28 @@ class Tally:
         self._finished_rows = rows_done
         self._partitions: dict[int, dict[str, Any]] = {}
         self._engines = 0
+        self._created = time.monotonic()
+        self._engine_start_s = 0.0
+        self._work_s = 0.0
         self._samples: list[str] = []
+        self._retries: dict[int, int] = {}
         self._recent: list[tuple[float, int]] = []
 
     def engine_started(self) -> None:
         """One more engine is ready."""
         self._engines += 1
+        self._engine_start_s = self._engine_start_s or time.monotonic() - self._created
 
-    def report(self, partition: int, figures: dict[str, Any], samples: list[str]) -> bool:
+    def report(
+        self, partition: int, figures: dict[str, Any], samples: list[str], retries: tuple[int, int] = (0, 0)
+    ) -> bool:
         """Take the figures of one partition so far (they replace earlier ones: a restarted partition counts once).
+
+        Args:
+            partition: its index.
+            figures: `worker.Figures` as a dict.
+            samples: a few rejects as lines for people.
+            retries: the worker's process id, and what its engine asked again so far.
 
         Returns:
             Whether the token budget is spent.
@@ -49,8 +62,10 @@ class Tally:
             TooManyRejects: so many rows are rejected that the run cannot end well.
         """
         self._partitions[partition] = figures
+        self._retries[retries[0]] = retries[1]
         self._samples = (self._samples + samples)[:3]
         now = time.monotonic()
+        self._work_s = now - self._created - self._engine_start_s
         self._recent = [(t, n) for t, n in self._recent if now - t < 10] + [(now, self._tokens("paid_tokens"))]
         rejects = self._rejects()
         counted = sum(n for reason, n in rejects.items() if reason not in self.NOT_COUNTED)
@@ -70,6 +85,9 @@ class Tally:
             "tokens_per_second": (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
             "rejects": dict(self._rejects().most_common()),
             "engines": self._engines,
+            "engine_retries": sum(self._retries.values()),
+            "engine_start_s": round(self._engine_start_s, 2),  # until the first engine was ready
+            "work_s": round(self._work_s, 2),  # from then on
         }
 
     def _tokens(self, key: str) -> int:

@@ -107,7 +107,8 @@ class _Cursor:
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            self._position = _SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
+            match = _NOT_SPACE.search(self._text, self._position)
+            self._position = match.start() if match else len(self._text)
             if self._position < len(self._text):
                 return self._text[self._position]
             if not self._fill():
@@ -129,8 +130,8 @@ class _Cursor:
                 if not self._fill():
                     raise
                 continue
-            # A number that ends where the text ends may go on in the next piece.
-            if end < len(self._text) or not self._fill():
+            # "1" may be the start of "1.5e3" in the next piece ("" too is in the string below).
+            if self._text[end : end + 1] not in "0123456789.eE+-" or not self._fill():
                 self._position = end
                 return value
 
@@ -148,4 +149,4 @@ class _Cursor:
 
 
 _DECODER = json.JSONDecoder()
-_SPACE = re.compile(r"\s*")
+_NOT_SPACE = re.compile(r"\S")

@@ -1,10 +1,11 @@
 """Examples to token ids, once, before any training worker starts.
 
-    examples/*.parquet -> tasks on the cluster, a few partitions in flight -> train/tokens-<hash>/{train,validation}/
+    examples/*.parquet -> tasks on the cluster, a few partitions in flight ->
+    train/tokens-<hash>/{train,validation}/
 
-The hash covers the examples, the tokenizer and the longest length allowed, so a repeated run finds its tokens there.
-An example that is too long is a counted reject (`train/rejects.parquet`), never cut: a student that is trained on cut
-answers learns to stop in the middle.
+The hash covers the examples, the tokenizer and the longest length allowed, so a repeated run finds its tokens
+there. An example that is too long is a counted reject (`train/rejects.parquet`), never cut: a student that is
+trained on cut answers learns to stop in the middle.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def tokenise(student: StudentConfig, folder: RunFolder, *, longest: int) -> Toke
     for old in folder.list("train"):
         if old.startswith("tokens-"):
             folder.delete("train", old)
-    with tempfile.TemporaryDirectory(dir=_scratch(folder)) as scratch:
+    with tempfile.TemporaryDirectory(dir=scratch_parent(folder)) as scratch:
         run = _write(student, folder, files, longest, Path(scratch), name)
         _publish(Path(scratch), folder, name)
     folder.write_json(dataclasses.asdict(run), "train", name, "summary.json")  # last: marks the folder as whole
@@ -178,7 +179,8 @@ def tokenizer_identity(tokenizer: ChatTokenizer, student: StudentConfig) -> str:
     return "\n".join([vocabulary, inner.chat_template, to_json(student.chat_template_kwargs), str(tokenizer.end_id)])
 
 
-def _scratch(folder: RunFolder) -> Path | None:
+def scratch_parent(folder: RunFolder) -> Path | None:
+    """Where to build what is then moved into the run folder: on the same disk, so that moving is one rename."""
     if not folder.is_local:
         return None
     path = folder.local("train")

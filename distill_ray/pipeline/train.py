@@ -3,27 +3,26 @@
     examples/*.parquet -> tokens (`tokenise`) -> TorchTrainer running `train_loop` on every worker
         -> checkpoints/<fingerprint>/step-<n>/{state/, model/} -> the best one's model/ -> student/
 
-A fingerprint of everything that decides the result (student, training config, tokens) names the checkpoint folder. The
-same command therefore finds its own checkpoints after a kill, and never takes up those of another configuration.
+A fingerprint of everything that decides the result (student, training config, tokens) names the checkpoint
+folder. The same command therefore finds its own checkpoints after a kill, and never takes up those of another
+configuration.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import secrets
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TrainConfig
@@ -32,14 +31,15 @@ from distill_ray.models import DEMO_MODEL, resolve_model
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
-from distill_ray.pipeline.tokenise import TokenizedRun, student_tokenizer, tokenise
+from distill_ray.pipeline.tokenise import TokenizedRun, scratch_parent, student_tokenizer, tokenise
+from distill_ray.pipeline.train_loop import WorkerTask, train_worker
+from distill_ray.pipeline.train_metrics import metrics_inbox
 from distill_ray.records import to_json
 from distill_ray.student.export import merge_adapter, save_tokenizer
 from distill_ray.student.load import load_model_config, max_positions
 
-POLL_S = 0.5
-
-# Keys that change how a run is executed but not what comes out of it: they may differ between a run and its resume.
+# Keys that change how a run is executed but not what comes out of it: they may differ between a run and its
+# resume.
 _EXECUTION_KEYS = {"max_failures", "tensorboard", "cpus_per_worker"}
 
 
@@ -65,10 +65,18 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
             progress.console.print("train: already done with this configuration; student/ is kept", markup=False)
             return figures
         _drop_other_checkpoints(folder, fingerprint, progress)
-        result = _fit(config, folder, tokens, fingerprint, progress)
-        figures = _figures(result, tokens, fingerprint)
-        _export(config.student, folder, result.chosen)
-    figures["seconds"] = round(time.monotonic() - started, 1)
+        trained = _fit(config, folder, tokens, fingerprint, progress)
+        _export(config.student, folder, trained.checkpoint)
+    figures = {
+        "fingerprint": fingerprint,
+        "examples": tokens.num_examples["train"],
+        "validation_examples": tokens.num_examples["validation"],
+        "rejects": tokens.num_rejects,
+        **trained.figures,
+        "kept_step": trained.metrics["step"],
+        "validation_loss": trained.metrics["validation_loss"],
+        "seconds": round(time.monotonic() - started, 2),
+    }
     folder.write_json(figures, "train", "done.json")
     folder.update_manifest({"train": figures, "seconds": {"train": figures["seconds"]}})
     return figures
@@ -101,7 +109,7 @@ def model_identity(student: StudentConfig) -> str:
     return digest.hexdigest()
 
 
-# -- before ----------------------------------------------------------------------------------------------------------
+# -- before --------------------------------------------------------------------------------------------------
 
 
 def _longest(config: RunConfig) -> int:
@@ -165,39 +173,26 @@ def _require_resources(config: TrainConfig, use_gpu: bool) -> None:
             )
 
 
-# -- the run ---------------------------------------------------------------------------------------------------------
+# -- the run ----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(slots=True)
-class Fitted:
+class Trained:
     """What Ray Train gave back."""
 
-    chosen: Any  # ray.train.Checkpoint: the best by validation loss, or the last
-    chosen_metrics: dict[str, Any]
-    figures: dict[str, Any]
+    checkpoint: ray.train.Checkpoint  # the best by validation loss; without validation examples the last
+    metrics: dict[str, Any]  # of that checkpoint
+    figures: dict[str, Any]  # of the run
 
 
-def _fit(
-    config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint: str, progress: Progress
-) -> Fitted:
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from distill_ray.pipeline.train_loop import WorkerTask, train_worker  # imports torch
-
-    use_gpu = _use_gpu(config)
-    _require_resources(config.train, use_gpu)
+def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint: str, progress: Progress) -> Trained:
     has_validation = tokens.num_examples["validation"] > 0
     if not has_validation:
-        progress.console.print("train: no validation examples: the last checkpoint is kept", markup=False)
+        progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
+    use_gpu = _use_gpu(config)
+    _require_resources(config.train, use_gpu)
     tokenizer = student_tokenizer(config.student).tokenizer
-    storage: dict[str, Any] = {"storage_path": folder.path("checkpoints")}
-    if not folder.is_local:
-        storage["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
-    # Both are kept: the best by this score, and always the latest one, from which a killed run goes on.
-    score = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-    with _metrics_to(folder, config.train, progress) as inbox:
+    with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
             student=config.student,
             train=config.train,
@@ -207,174 +202,79 @@ def _fit(
             use_gpu=use_gpu,
             metrics=inbox,
         )
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"task": task},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=config.train.workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-            ),
-            run_config=RayRunConfig(
-                name=fingerprint,
-                checkpoint_config=CheckpointConfig(num_to_keep=1, **(score if has_validation else {})),
-                failure_config=FailureConfig(max_failures=config.train.max_failures),
-                **storage,
-            ),
-        )
-        result = _translated(trainer, config.train)
+        result = _translated(_trainer(task, fingerprint, has_validation=has_validation), config.train)
     if error := (result.return_value or {}).get("error"):
         raise error
-    saved = result.best_checkpoints or []
+    checkpoint, metrics = result.checkpoint, result.metrics
     if has_validation:
-        chosen, metrics = min(saved, key=lambda pair: pair[1]["validation_loss"])
-    else:
-        chosen, metrics = result.checkpoint, result.metrics
-    return Fitted(chosen, metrics, result.return_value)
+        checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["validation_loss"])
+    return Trained(checkpoint, metrics, result.return_value)
 
 
-def _translated(trainer: Any, config: TrainConfig) -> Any:
-    """Run the trainer; its chain of exceptions becomes one of ours."""
-    from ray.train import TrainingFailedError
+def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrainer:
+    config, folder = task.train, task.folder
+    storage: dict[str, Any] = {"storage_path": folder.path("checkpoints")}
+    if not folder.is_local:
+        storage["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
+    # One by score, plus, always, the latest: from there a killed run goes on.
+    score = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if task.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=task.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if task.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, **(score if has_validation else {})),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            **storage,
+        ),
+    )
 
+
+def _translated(trainer: TorchTrainer, config: TrainConfig) -> ray.train.Result:
+    """Run the trainer; Ray's chain of exceptions becomes one of ours."""
     try:
         return trainer.fit()
-    except TrainingFailedError as failure:
-        failures = getattr(failure, "worker_failures", None) or {0: getattr(failure, "controller_failure", failure)}
-        rank, cause = next(iter(failures.items()))
-        cause = getattr(cause, "_base_exc", cause)
+    except ray.train.TrainingFailedError as failure:
+        failures = getattr(failure, "worker_failures", None)
+        rank, cause = next(iter(failures.items())) if failures else (0, getattr(failure, "controller_failure", failure))
+        cause = getattr(cause, "_base_exc", cause)  # Ray wraps what a worker raised together with its traceback
         if isinstance(cause, DistillError):
             raise cause from None
-        if "out of memory" in str(cause).lower():
+        text = str(cause).strip() or "no message"
+        if "out of memory" in text.lower():
             raise TrainingError(
                 f"training worker {rank} ran out of memory; lower train.max_tokens_per_batch (now "
-                f"{config.max_tokens_per_batch}), set train.gradient_checkpointing: true, or train.deepspeed.zero_stage: 3"
+                f"{config.max_tokens_per_batch}), or set train.gradient_checkpointing: true or "
+                "train.deepspeed.zero_stage: 3"
             ) from failure
-        lines = str(cause).strip().splitlines() or [""]
         raise TrainingError(
             f"training worker {rank} failed {config.max_failures + 1} times, last with {type(cause).__name__}: "
-            f"{lines[0]}; run the same command again to go on from the last checkpoint"
+            f"{text.splitlines()[0]}; run the same command again to go on from the last checkpoint"
         ) from failure
 
 
-class MetricsInbox:
-    """Actor: takes figures from worker 0 until the driver fetches them."""
-
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-
-    def put(self, record: dict[str, Any]) -> None:
-        """Add one record."""
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        """All records since the last call."""
-        records, self._records = self._records, []
-        return records
+# -- after ------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _metrics_to(folder: RunFolder, config: TrainConfig, progress: Progress) -> Iterator[Any]:
-    """The inbox for figures; a thread of the driver takes them to metrics.jsonl, TensorBoard and the display."""
-    inbox: Any = ray.remote(num_cpus=0)(MetricsInbox).remote()
-    stop = threading.Event()
-    with _tensorboard(folder, config) as writer:
-        shown = _Shown(folder, progress, writer)
-
-        def poll() -> None:
-            while not stop.wait(POLL_S):
-                with contextlib.suppress(ray.exceptions.RayError):  # shutting down
-                    shown.add(ray.get(inbox.take.remote()))
-
-        thread = threading.Thread(target=poll, daemon=True)
-        thread.start()
-        try:
-            yield inbox
-        finally:
-            stop.set()
-            thread.join()
-            with contextlib.suppress(ray.exceptions.RayError):
-                shown.add(ray.get(inbox.take.remote()))
-            ray.kill(inbox)
-
-
-class _Shown:
-    def __init__(self, folder: RunFolder, progress: Progress, writer: Any) -> None:
-        self._folder, self._progress, self._writer = folder, progress, writer
-        self._figures: dict[str, str] = {}
-
-    def add(self, records: list[dict[str, Any]]) -> None:
-        for record in records:
-            if "total_steps" in record:
-                self._progress.total = record["total_steps"]
-                self._progress.update(record["resumed_at"])
-                if record["resumed_at"]:
-                    self._progress.console.print(
-                        f"train: going on after step {record['resumed_at']} of {record['total_steps']}", markup=False
-                    )
-                continue
-            self._folder.append_metrics({"stage": "train", **record})
-            for name in ("loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second"):
-                if self._writer is not None and record.get(name) is not None:
-                    self._writer.add_scalar(f"train/{name}", record[name], record["step"])
-            self._show(record)
-
-    def _show(self, record: dict[str, Any]) -> None:
-        if "loss" in record:
-            self._figures["loss"] = f"{record['loss']:.4f}"
-            self._figures["tokens/s"] = f"{record['tokens_per_second']:,.0f}"
-        if "validation_loss" in record:
-            self._figures["validation_loss"] = f"{record['validation_loss']:.4f}"
-        self._progress.update(record["step"], **self._figures)
-
-
-@contextlib.contextmanager
-def _tensorboard(folder: RunFolder, config: TrainConfig) -> Iterator[Any]:
-    """A TensorBoard writer on `logs/tensorboard`, or None. Events for a store are uploaded at the end."""
-    if not config.tensorboard:
-        yield None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with contextlib.ExitStack() as stack:
-        local = folder.local("logs", "tensorboard") if folder.is_local else None
-        target = str(local) if local else stack.enter_context(tempfile.TemporaryDirectory())
-        with SummaryWriter(target) as writer:
-            yield writer
-        if local is None:
-            folder.fs.put(target, folder.path("logs", "tensorboard"), recursive=True)
-
-
-# -- after -----------------------------------------------------------------------------------------------------------
-
-
-def _figures(result: Fitted, tokens: TokenizedRun, fingerprint: str) -> dict[str, Any]:
-    return {
-        "fingerprint": fingerprint,
-        "examples": tokens.num_examples["train"],
-        "validation_examples": tokens.num_examples["validation"],
-        "rejects": tokens.num_rejects,
-        **result.figures,
-        "kept_step": result.chosen_metrics["step"],
-        "validation_loss": result.chosen_metrics["validation_loss"],
-    }
-
-
-def _export(student: StudentConfig, folder: RunFolder, checkpoint: Any) -> None:
+def _export(student: StudentConfig, folder: RunFolder, checkpoint: ray.train.Checkpoint) -> None:
     """Write `student/` from a checkpoint's `model/`: built aside, then put in place in one move."""
-    with checkpoint.as_directory() as path, tempfile.TemporaryDirectory() as scratch:
+    with checkpoint.as_directory() as path, tempfile.TemporaryDirectory(dir=scratch_parent(folder)) as scratch:
         model, built = Path(path) / "model", Path(scratch) / "student"
         if student.lora is not None and student.lora.merge:
-            merge_adapter(student, model, built)
+            # In a process of its own: a model's worth of memory, and libraries that print.
+            ray.get(ray.remote(merge_adapter).remote(student, model, built))
             shutil.copytree(model, built / "adapter")
         else:
             shutil.copytree(model, built)
         save_tokenizer(student_tokenizer(student), built)
         folder.delete("student")
-        if not folder.is_local:
+        if folder.is_local:
+            built.rename(folder.local("student"))
+        else:
             folder.fs.put(str(built), folder.path("student"), recursive=True)
-            return
-        beside = folder.local(f".tmp-student-{secrets.token_hex(6)}")
-        shutil.copytree(built, beside)
-        beside.rename(folder.local("student"))

@@ -4,8 +4,8 @@ Every worker runs `train_worker`. They differ only in which micro-batches they t
 
     step -> workers x accumulation micro-batches -> worker r takes r, r + workers, r + 2 workers, ...
 
-Everything that decides a step is a function of (tokens, config, step): the examples, the learning rate, the dropout
-seed. So a run that is resumed from a checkpoint goes on exactly as if it had not stopped.
+Everything that decides a step is a function of (tokens, config, step): the examples, the learning rate, the
+dropout seed. So a run that is resumed from a checkpoint goes on exactly as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WorkerTask:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry point for Ray Train. Returns the figures, or {"error": ...} for an error that a retry would meet again."""
+    """Entry point for Ray Train. Returns the figures, or {"error": ...} where a retry would only meet it again."""
     try:
         return Worker(config["task"]).run()
     except DistillError as error:  # all workers agree on these (see `_together`), so all of them return
@@ -81,7 +81,8 @@ class Worker:
         model = _together(self._load)
         self.decoder_start_id = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
         self.engine = self._engine(StudentModule(model))
-        self.tokens_seen = 0
+        self.tokens_seen = 0  # of all attempts
+        self.step_began = 0.0
 
     def _load(self) -> Any:
         return load_student(
@@ -119,14 +120,14 @@ class Worker:
             "bf16": {"enabled": self.use_bf16},
         }
 
-    # -- the loop ------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns figures of the whole run."""
         total_steps = self._total_steps()
         done = self._resume()
         self._tell({"total_steps": total_steps, "resumed_at": done})
-        validation_loss: float | None = None
+        self.step_began = time.perf_counter()
         for step, epoch, is_last_of_epoch, examples in self._steps(done, total_steps):
             self._train_step(step, epoch, examples, total_steps)
             every = self.config.validate_every
@@ -134,6 +135,7 @@ class Worker:
             if due or step + 1 == total_steps:
                 validation_loss = self._validate(step + 1)
                 self._checkpoint(step + 1, epoch, validation_loss)
+                self.step_began = time.perf_counter()
         return {"steps": total_steps, "tokens": self.tokens_seen}
 
     def _total_steps(self) -> int:
@@ -167,16 +169,16 @@ class Worker:
                 step += 1
 
     def _train_step(self, step: int, epoch: int, examples: Ints, total_steps: int) -> None:
-        started = time.perf_counter()
         # Dropout repeats when a step is run again after a resume, and differs between workers.
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, self.rank]).generate_state(1)[0]))
         loss_sum = torch.zeros((), device=self.device)
-        for batch in self._batches(self.train_tokens, examples):
+        tokens = self.train_tokens
+        for batch in self._batches(tokens, examples, tokens.task_tokens(examples), self.num_parts):
             loss = self.engine(batch)
             loss_sum += loss.detach()
-            # The sum over all micro-batches is the step's loss (see `student.losses`). DeepSpeed divides each by the
-            # number of accumulation rounds and averages gradients over workers, so both are multiplied back:
-            #   1/W sum_r 1/A sum_a grad(W A loss_ra)  =  sum_ra grad(loss_ra)
+            # The sum over all micro-batches is the step's loss (see `student.losses`). DeepSpeed divides each
+            # by the number of accumulation rounds and averages gradients over workers, so both are multiplied
+            # back:   1/W sum_r 1/A sum_a grad(W A loss_ra)  =  sum_ra grad(loss_ra)
             self.engine.backward(loss * self.num_parts)
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
@@ -187,29 +189,26 @@ class Worker:
             raise TrainingError(self._not_finite(step_loss, step, examples))
         rate = self._set_learning_rate(step, total_steps)
         self.engine.step()
-        num_tokens = int(self.train_tokens.lengths_E[examples].sum())
+        num_tokens = int(tokens.lengths_E[examples].sum())
         self.tokens_seen += num_tokens
-        if self.rank == 0:
-            norm = self.engine.get_global_grad_norm()
-            self._tell(
-                {
-                    "step": step + 1,
-                    "epoch": epoch,
-                    "loss": step_loss,
-                    "learning_rate": rate,
-                    "grad_norm": None if norm is None else float(norm),
-                    "tokens": num_tokens,
-                    "tokens_per_second": round(num_tokens / (time.perf_counter() - started), 1),
-                }
-            )
-
-    def _batches(self, tokens: Tokens, examples: Ints, *, num_parts: int | None = None) -> Iterator[Batch]:
-        """This worker's micro-batches of a step."""
-        num_parts = num_parts or self.num_parts
-        task_tokens = tokens.task_tokens(examples)
-        parts = split_step(
-            examples, tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=num_parts
+        norm = self.engine.get_global_grad_norm()
+        now = time.perf_counter()
+        self._tell(
+            {
+                "step": step + 1,
+                "epoch": epoch,
+                "loss": step_loss,
+                "learning_rate": rate,
+                "grad_norm": None if norm is None else float(norm),
+                "tokens": num_tokens,
+                "tokens_per_second": round(num_tokens / (now - self.step_began), 1),
+            }
         )
+        self.step_began = now
+
+    def _batches(self, tokens: Tokens, examples: Ints, task_tokens: Ints, num_parts: int) -> Iterator[Batch]:
+        """This worker's share of the micro-batches of a step."""
+        parts = split_step(examples, tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=num_parts)
         for part in parts[self.rank :: self.num_workers]:
             yield collate(
                 tokens, part, task_tokens, pad_id=self.task.pad_id, decoder_start_id=self.decoder_start_id
@@ -235,7 +234,7 @@ class Worker:
             f"train.learning_rate (now {self.config.learning_rate:g}) or look at these rows, then run again"
         )
 
-    # -- validation and checkpoints ------------------------------------------------------------------------------
+    # -- validation and checkpoints --------------------------------------------------------------------------
 
     @torch.no_grad()
     def _validate(self, step: int) -> float | None:
@@ -243,15 +242,13 @@ class Worker:
         tokens = self.validation_tokens
         if not len(tokens):
             return None
-        everything = np.arange(len(tokens))
-        task_tokens = tokens.task_tokens(everything)
+        task_tokens = tokens.task_tokens(np.arange(len(tokens)))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.engine.eval()
         for examples in plan_in_order(
             tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=self.num_workers
         ):
-            for batch in self._batches(tokens, examples, num_parts=self.num_workers):
-                # coefficients are those of the step; the whole split is one step here
+            for batch in self._batches(tokens, examples, task_tokens, self.num_workers):
                 loss_sum += self.engine(batch)
         self.engine.train()
         if self.num_workers > 1:
@@ -270,6 +267,8 @@ class Worker:
                 save_latest=False,
                 exclude_frozen_parameters=self._has_adapters,
             )
+            for script in Path(folder).glob("*.py"):  # DeepSpeed's converters: `model/` needs none
+                script.unlink()
             model = self.engine.module.model
             weights = gather_weights(model, keep=self.rank == 0, trainable_only=self._has_adapters)
             if self.rank == 0:

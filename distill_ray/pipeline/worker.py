@@ -142,7 +142,8 @@ class PartitionWorker:
             if time.monotonic() - last >= REPORT_EVERY_S or not pending:
                 last = time.monotonic()
                 shown, samples[:] = list(samples), []
-                self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown)
+                retries = (os.getpid(), self._engine.num_retries)
+                self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown, retries)
 
     async def _row(
         self, record: dict[str, Any], engines: dict[str, LedgeredEngine], figures: Figures, samples: list[str]

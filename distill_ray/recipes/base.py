@@ -37,6 +37,10 @@ class Recipe(Protocol):
         """The conversation that the teacher is asked first: for `preview`, and to count what the context costs."""
         ...
 
+    def student_messages(self, row: Row) -> list[Message]:
+        """What the student sees, in training and in service."""
+        ...
+
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides its examples, the content of files included."""

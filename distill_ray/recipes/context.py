@@ -4,17 +4,18 @@
     student sees   ([system: student_context]) + [user: query]        and learns the teacher's (parsed) answer
 
 Papers: Askell et al. 2021 (arXiv 2112.00861, section 2.3), Snell et al. 2022 (arXiv 2209.15189). The first
-trains on the teacher's distribution over tokens; here sampled answers are the default, since hard targets work
-across tokenizers and through any API, and top-k logprobs an option (`teacher.sampling.top_logprobs`).
+trains on the teacher's distribution over tokens. Here sampled answers are the default, as they work across
+tokenizers and through any API; top-k logprobs are an option (`teacher.sampling.top_logprobs`).
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import re
 from collections.abc import Mapping
 
 import fsspec
+import numpy as np
 
 from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
@@ -45,6 +46,14 @@ class ContextRecipe:
             self._few_shot.append({"role": "assistant", "content": example.answer})
         context_column = {config.context.column} if config.context.column is not None else set()
         self.columns = frozenset(self._query.columns | context_column)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the config and of the context's text: what a changed prompt changes."""
+        # The text counts, not where it lies: moving the project's folder changes nothing.
+        config = self.config.model_dump_json(exclude={"context": {"file"}})
+        parts = f"{config}\0{self._fixed_context}"
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     def query(self, columns: Mapping[str, object]) -> str:
         """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""
@@ -150,8 +159,8 @@ def _load_context(source: ContextSource) -> str:
 def _read_text(path: str) -> str:
     where = f"recipe.context.file: {path}"
     try:
-        with fsspec.open(path, "rb") as file:
-            data = file.read()
+        fs, name = fsspec.core.url_to_fs(path)
+        data = fs.cat_file(name)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{where}: no such file; relative paths start at the config file's folder"
@@ -166,11 +175,12 @@ def _read_text(path: str) -> str:
         raise ConfigError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
 
 
-def _tail_logprob(topk_logprobs: list[list[float]] | None) -> list[float] | None:
-    """Log probability of everything outside the top k, per token. [T][K] -> [T], natural log."""
+def _tail_logprob(topk_logprobs: np.ndarray | None) -> np.ndarray | None:
+    """Log probability of everything outside the top k, per token. [T, K] -> [T] float32, natural log."""
     if topk_logprobs is None:
         return None
-    return [math.log(max(1.0 - math.fsum(map(math.exp, top)), MIN_TAIL)) for top in topk_logprobs]
+    tail = 1.0 - np.exp(topk_logprobs.astype(np.float64)).sum(axis=1)
+    return np.log(np.maximum(tail, MIN_TAIL)).astype(np.float32)
 
 
 def _show(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from distill_ray.config import ParseConfig
 
+SKIPPED_WHERE_TOO_DEEP = 500  # characters
+
 _DECODER = json.JSONDecoder()
 _JSON_START = re.compile(r"[{\[]")
 
@@ -42,7 +44,10 @@ def _json_field(text: str, path: list[str]) -> str | None:
         position = start.start() + 1
         try:
             value, end = _DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
+        except ValueError:
+            continue
+        except RecursionError:  # a model stuck on "[[[[...": trying each bracket would take seconds
+            position += SKIPPED_WHERE_TOO_DEEP
             continue
         field = _walk(value, path)
         if field is not None:

@@ -3,9 +3,9 @@
     rows, shuffled -> chunks, each sorted by length -> steps by padded-token budget -> steps, shuffled
     one step -> `num_parts` micro-batches (workers x gradient accumulation), balanced in padded tokens
 
-Two promises. All examples of one row (its label and its rationale, say) meet in one step, because their losses belong
-together. And what a step holds depends only on the budget of the whole step, never on how its parts are dealt out to
-workers and accumulation: 2 workers x 1 and 1 worker x 2 take the same steps.
+Two promises. All examples of one row (its label and its rationale, say) meet in one step, because their
+losses belong together. And what a step holds depends only on the budget of the whole step, never on how its
+parts are dealt out to workers and accumulation: 2 workers x 1 and 1 worker x 2 take the same steps.
 
 A micro-batch costs (longest x count): what the forward pass computes, padding included.
 """
@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-# Steps per sorted chunk. Larger: less padding; smaller: more random company. At 64 padding is already a few percent.
+# Steps per sorted chunk. Larger: less padding; smaller: more random company. At 64 padding is already a few
+# percent.
 STEPS_PER_CHUNK = 64
 
 
-def plan_epoch(
-    lengths_E: Ints, rows_E: Ints, *, max_tokens: int, num_parts: int, seed: int, epoch: int
-) -> list[Ints]:
+def plan_epoch(lengths_E: Ints, rows_E: Ints, *, max_tokens: int, num_parts: int, seed: int, epoch: int) -> list[Ints]:
     """Cut one epoch into optimizer steps.
 
     Args:
@@ -58,7 +57,8 @@ def plan_in_order(lengths_E: Ints, *, max_tokens: int, num_parts: int) -> list[I
 
 
 def split_step(examples: Ints, lengths_E: Ints, *, max_tokens: int, num_parts: int) -> list[Ints]:
-    """Deal a step's examples out to `num_parts` micro-batches so that the most expensive one is as cheap as possible.
+    """Deal a step's examples out to `num_parts` micro-batches so that the most expensive one is as cheap as
+    possible.
 
     Some are empty where there are fewer examples than parts.
     """
@@ -81,7 +81,8 @@ def split_step(examples: Ints, lengths_E: Ints, *, max_tokens: int, num_parts: i
 def _row_ranges(rows_E: Ints, lengths_E: Ints, max_tokens: int, num_parts: int) -> tuple[Ints, Ints]:
     """First example and number of examples of each row (the examples of a row are neighbours).
 
-    A row too large for one step (many samples of a long answer) has to be taken apart: its examples go separate ways.
+    A row too large for one step (many samples of a long answer) has to be taken apart: its examples go
+    separate ways.
     """
     is_first = np.diff(rows_E, prepend=-1) != 0
     starts = np.flatnonzero(is_first)
@@ -102,7 +103,9 @@ def _cut_rows(
     while begin < len(rows):
         # Galloping search for the largest number of rows that fits: adding a row never makes a step fit better.
         fits, size = 1, 2
-        while begin + fits < len(rows) and _fit(rows[begin : begin + size], starts_R, counts_R, lengths_E, max_tokens, num_parts):
+        while begin + fits < len(rows) and _fit(
+            rows[begin : begin + size], starts_R, counts_R, lengths_E, max_tokens, num_parts
+        ):
             fits, size = min(size, len(rows) - begin), size * 2
         too_many = min(size, len(rows) - begin + 1)
         while too_many - fits > 1:
@@ -122,9 +125,11 @@ def _fit(rows: Ints, starts_R: Ints, counts_R: Ints, lengths_E: Ints, max_tokens
 
 
 def _num_batches(lengths: Ints, cap: int, limit: int) -> int:
-    """Micro-batches of at most `cap` padded tokens that these lengths (descending) need; counting stops past `limit`.
+    """Micro-batches of at most `cap` padded tokens that these lengths (descending) need; counting stops past
+    `limit`.
 
-    Longest first, each filled up, is optimal: the longest must be somewhere, and fills its batch best with the next ones.
+    Longest first, each filled up, is optimal: the longest must be somewhere, and fills its batch best with
+    the next ones.
     """
     count, begin = 0, 0
     while begin < len(lengths) and count <= limit:

@@ -1,8 +1,8 @@
 """Weights to folders that plain `transformers` and `vllm serve` load. safetensors, never pickles.
 
-    full       model.safetensors, config.json, generation_config.json, tokenizer, chat template
-    LoRA       adapter_model.safetensors, adapter_config.json (names the base model), tokenizer, chat template
-    merged     as full, with the adapter in adapter/
+full       model.safetensors, config.json, generation_config.json, tokenizer, chat template
+LoRA       adapter_model.safetensors, adapter_config.json (names the base model), tokenizer, chat template
+merged     as full, with the adapter in adapter/
 """
 
 from __future__ import annotations

@@ -63,8 +63,7 @@ def load_model_config(config: StudentConfig) -> Any:
 
 def max_positions(model_config: Any) -> int | None:
     """Longest sequence that the model has positions for; None where it has no such limit (relative positions)."""
-    text_config = model_config.get_text_config()
-    return getattr(text_config, "max_position_embeddings", None)
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
 
 
 def add_adapters(model: Any, config: LoraConfig, *, seed: int, base: str) -> Any:
@@ -73,7 +72,7 @@ def add_adapters(model: Any, config: LoraConfig, *, seed: int, base: str) -> Any
     from peft import TaskType, get_peft_model
 
     if hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # else gradient checkpointing cuts the path from the loss to the adapters
+        model.enable_input_require_grads()  # else gradient checkpointing cuts the adapters off from the loss
     torch.manual_seed(seed)  # the same adapters on every worker and in every attempt
     task = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
     try:

@@ -1,9 +1,10 @@
-"""Loss terms: pure functions of tensors. What an example is worth is decided before, by whoever wrote its weight.
+"""Loss terms: pure functions of tensors. What an example is worth is decided before, by whoever wrote its
+weight.
 
 Shapes: N completion tokens of a micro-batch, V vocabulary.
 
-A token's coefficient is weight / (completion tokens of its task in the whole optimizer step), so the sum over all tokens
-of all workers and accumulation rounds is
+A token's coefficient is weight / (completion tokens of its task in the whole optimizer step), so the sum over
+all tokens of all workers and accumulation rounds is
 
     sum over tasks of  (sum over the task's tokens of weight x loss) / (number of the task's tokens)
 

@@ -2,17 +2,19 @@
 
 Shapes: B examples, T positions (padded), H hidden width, N completion tokens, V vocabulary.
 
-    causal    ids      p p p c c e .        the hidden state before each completion token (c, and the end e) predicts it;
+    causal    ids      p p p c c e .        the hidden state before each completion token (c, and the end e)
+    predicts it;
               predicts . . x x x . .        the language-model head runs on those positions only
     seq2seq   encoder reads p p p, decoder reads <start> c c and predicts c c e
 
-At a vocabulary of 150 k the head dominates memory, and prompts are long and completions short: skipping the prompt's
-logits took peak memory to a third in a small sketch (2,048 to 4,096 tokens).
+At a vocabulary of 150 k the head dominates memory, and prompts are long and completions short: skipping the
+prompt's logits took peak memory to a third in a small sketch (2,048 to 4,096 tokens).
 
-Causal models get no attention mask: padding is on the right, so no real position ever looks at it, and attention has a
-faster kernel without one.
+Causal models get no attention mask: padding is on the right, so no real position ever looks at it, and
+attention has a faster kernel without one.
 
-Only modules are called, never raw weights: DeepSpeed's ZeRO-3 gathers a module's parameters when it is called.
+Only modules are called, never raw weights: DeepSpeed's ZeRO-3 gathers a module's parameters when it is
+called.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from distill_ray.student.tokens import Tokens
 
 @dataclass(slots=True)
 class Batch:
-    """One micro-batch. `predicts_BT` marks the positions whose logits predict a completion token, row by row."""
+    """One micro-batch. `predicts_BT` marks the positions whose logits predict a completion token, row by
+    row."""
 
     ids_BT: Tensor  # causal: prompt + completion; seq2seq: prompt
     mask_BT: Tensor
@@ -58,7 +61,8 @@ def collate(
 
     Args:
         tokens: the split they come from.
-        examples: which; none at all gives a batch of one pad token and no targets, because every worker has to run the
+        examples: which; none at all gives a batch of one pad token and no targets, because every worker has
+        to run the
             same collectives as the others.
         task_tokens: completion tokens of each task in the whole optimizer step. [num tasks]
         pad_id: any valid id; padding is masked.
@@ -83,7 +87,13 @@ def collate(
     ids_BT, mask_BT = _pad([row[:p] for row, p in zip(ids, prompts, strict=True)], pad_id)
     start = torch.tensor([decoder_start_id])
     decoder_ids_BT, predicts_BT = _pad([torch.cat([start, t[:-1]]) for t in targets], pad_id)
-    return Batch(ids_BT, mask_BT, predicts_BT if targets else torch.zeros_like(predicts_BT), **loss, decoder_ids_BT=decoder_ids_BT)
+    return Batch(
+        ids_BT,
+        mask_BT,
+        predicts_BT if targets else torch.zeros_like(predicts_BT),
+        **loss,
+        decoder_ids_BT=decoder_ids_BT,
+    )
 
 
 def _pad(rows: list[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -113,9 +123,7 @@ class StudentModule(nn.Module):
         if not self.head_is_separable:
             return self._all_logits(batch)[batch.predicts_BT]
         base = base_model(self.model)
-        hidden_BTH = base.get_decoder()(
-            input_ids=batch.ids_BT, use_cache=False
-        ).last_hidden_state
+        hidden_BTH = base.get_decoder()(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         return base.get_output_embeddings()(hidden_BTH[batch.predicts_BT])
 
     def _all_logits(self, batch: Batch) -> Tensor:
@@ -138,9 +146,10 @@ def base_model(model: Any) -> Any:
 def head_is_separable(model: Any) -> bool:
     """Whether logits are exactly head(decoder's last hidden state), with nothing before or after.
 
-    Some models scale or soft-cap (Gemma's final_logit_softcapping, Granite's logits_scaling, T5's scaled hidden state).
-    Instead of a list of names that grows old, we look: the head's output is replaced by noise for one tiny forward pass,
-    which has to come out untouched, and the head's input has to be the decoder's output.
+    Some models scale or soft-cap (Gemma's final_logit_softcapping, Granite's logits_scaling, T5's scaled
+    hidden state). Instead of a list of names that grows old, we look: the head's output is replaced by noise
+    for one tiny forward pass, which has to come out untouched, and the head's input has to be the decoder's
+    output.
     """
     head = model.get_output_embeddings()
     if model.config.is_encoder_decoder or head is None:

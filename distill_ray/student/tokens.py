@@ -3,7 +3,8 @@
     <folder>/<split>/ids.bin         int32, prompt + completion of one example after the other
     <folder>/<split>/index.parquet   one record per example, in the same order
 
-Only the index is ever held in memory; of its columns only the numbers (ids of rows are read when an error names them).
+Only the index is ever held in memory; of its columns only the numbers (ids of rows are read when an error
+names them).
 """
 
 from __future__ import annotations

@@ -1,0 +1,291 @@
+"""The report of a run: `report.md` from its files, and the same table for the terminal. Runs nothing.
+
+manifest.json, eval/metrics.json, eval/predictions.parquet, metrics.jsonl, rows/plan.json -> report.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from distill_ray.config import RunConfig
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.markdown import cell, code, table, text_table
+from distill_ray.pipeline.progress import duration
+
+ROLES = {
+    "teacher": "teacher, with context",
+    "student_before": "student before",
+    "student_after": "student after",
+}
+METRICS = {
+    "exact_match": "exact match",
+    "agreement": "agreement with the teacher",
+    "token_f1": "word F1",
+    "loss": "loss (nats per token)",
+}
+CURVE_POINTS = 10
+NOT_THERE = "-"
+
+
+def write_report(folder: RunFolder, config: RunConfig) -> None:
+    """Write `report.md` from what the run folder holds; sections whose files are missing say so.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    manifest = folder.manifest()
+    metrics = folder.read_json("eval", "metrics.json") if folder.exists("eval", "metrics.json") else {}
+    sections = [
+        ("", _summary(config, metrics)),
+        ("Result", _result(metrics)),
+        ("What was run", _what_was_run(config)),
+        ("Rows", _rows(manifest)),
+        ("Training", _training(folder, manifest)),
+        ("Who is taken for whom", _confusion(metrics)),
+        ("Worst examples", _worst(folder, config)),
+        ("Cost", _cost(manifest)),
+        ("Reproduce", _reproduce(folder, config, manifest)),
+    ]
+    parts = [f"# {cell(config.name)}"]
+    parts += [f"## {title}\n\n{text}" if title else text for title, text in sections if text]
+    folder.write_bytes(("\n\n".join(parts) + "\n").encode(), "report.md")
+
+
+def summary_table(metrics: Mapping[str, Any]) -> Table:
+    """The result for the terminal, from the content of `eval/metrics.json`."""
+    shown = Table(title=f"{metrics['num_rows']} held-out rows", title_justify="left")
+    shown.add_column("")
+    for role in ROLES.values():
+        shown.add_column(role, justify="right")
+    for row in _result_rows(metrics):
+        shown.add_row(*(text.replace(" [", "\n[").replace(" (", "\n(") for text in row))  # fits 80 columns
+    return shown
+
+
+# -- sections ---------------------------------------------------------------------------------------------
+
+
+def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "Not evaluated yet: run `distill-ray evaluate`."
+    scores = [
+        f"{name} {metrics[role]['exact_match']:.3f}" for role, name in ROLES.items() if metrics.get(role)
+    ]
+    before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
+    return (
+        f"`{config.student.model}` learned from `{config.teacher.model}` to answer without the context. "
+        f"Exact match on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
+        f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({_saving(before, after)} fewer)."
+    )
+
+
+def _result(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return ""
+    notes = [
+        "In brackets: 95 % interval, bootstrapped over rows. The student never sees the context. "
+        "Loss: of the teacher's answers under the student."
+    ]
+    if metrics.get("teacher") is None:
+        notes.append("The data names no reference, so exact match is against the teacher's answer.")
+    if missing := metrics.get("num_rows_without_teacher"):
+        notes.append(f"{missing} rows without a teacher's answer are left out.")
+    return table(["", *ROLES.values()], _result_rows(metrics)) + "\n\n" + " ".join(notes)
+
+
+def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """One row per metric that anybody has, then the length of prompts."""
+    rows = []
+    for name, title in METRICS.items():
+        figures = [_figure(metrics.get(role), name) for role in ROLES]
+        if any(figure != NOT_THERE for figure in figures):
+            rows.append([title, *figures])
+    before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
+    saving = f"{after:.1f} ({_saving(before, after)} fewer)"
+    return [*rows, ["prompt tokens per request", f"{before:.1f}", f"{after:.1f}", saving]]
+
+
+def _figure(figures: Mapping[str, float] | None, name: str) -> str:
+    if not figures or name not in figures:
+        return NOT_THERE
+    return f"{figures[name]:.3f} [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
+
+
+def _saving(before: float, after: float) -> str:
+    return f"{100 * (1 - after / before):.0f} %" if before else "0 %"
+
+
+def _what_was_run(config: RunConfig) -> str:
+    student = config.student
+    trained = f"LoRA, rank {student.lora.rank}" if student.lora else "all weights"
+    return text_table(
+        ["", ""],
+        [
+            ["recipe", config.recipe.type],
+            [
+                "data",
+                config.data.source if isinstance(config.data.source, str) else ", ".join(config.data.source),
+            ],
+            ["teacher", f"{config.teacher.model} ({config.teacher.type})"],
+            ["sampling", _changed(config.teacher.sampling)],
+            ["student", f"{student.model} ({trained})"],
+            ["training", _changed(config.train)],
+        ],
+    )
+
+
+def _changed(section: BaseModel) -> str:
+    """What the config says beyond the defaults, in words."""
+    changed = section.model_dump(mode="json", exclude_defaults=True)
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "defaults"
+
+
+def _rows(manifest: Mapping[str, Any]) -> str:
+    if "rows_in" not in manifest:
+        return "Nothing generated yet."
+    text = (
+        f"{manifest['rows_in']} rows read, {manifest['rows_with_examples']} gave examples, "
+        f"{manifest['rows_rejected']} were rejected (see `rejects/`)."
+    )
+    rejects = manifest.get("rejects") or {}
+    if rejects:
+        counts = sorted(rejects.items(), key=lambda pair: (-pair[1], pair[0]))
+        text += "\n\n" + table(["reason", "rows"], [[f"`{reason}`", str(count)] for reason, count in counts])
+    if in_training := manifest.get("train", {}).get("rejects"):
+        text += f"\n\n{in_training} examples were too long to train on (see `train/`)."
+    return text
+
+
+def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
+    figures = manifest.get("train")
+    if not figures:
+        return "Nothing trained yet."
+    text = (
+        f"{figures.get('examples', NOT_THERE)} examples, {figures.get('steps', NOT_THERE)} steps; "
+        f"the weights of step {figures.get('kept_step', NOT_THERE)} were kept"
+    )
+    loss = figures.get("validation_loss")
+    text += f" (validation loss {loss:.4f})." if isinstance(loss, float) else "."
+    curve = _curve(folder, last_step=figures.get("steps"))
+    if curve:
+        rows = [
+            [str(step), *(_loss(point.get(name)) for name in ("loss", "validation_loss"))]
+            for step, point in curve
+        ]
+        text += "\n\n" + table(["step", "training loss", "validation loss"], rows)
+    return text
+
+
+def _curve(folder: RunFolder, last_step: int | None) -> list[tuple[int, dict[str, Any]]]:
+    """At most CURVE_POINTS steps over the whole training, those with a validation first.
+
+    After a restart some steps were done twice: the later record counts. Steps beyond the last one are of an
+    earlier and longer training in the same folder.
+    """
+    points: dict[int, dict[str, Any]] = {}
+    for line in folder.read_bytes("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written when the run was killed
+        if record.get("stage") == "train" and isinstance(record.get("step"), int):
+            points.setdefault(record["step"], {}).update(record)
+    steps = sorted(step for step in points if last_step is None or step <= last_step)
+    validated = [step for step in steps if "validation_loss" in points[step]]
+    chosen = validated if len(validated) > 1 else steps
+    num_shown = min(CURVE_POINTS, len(chosen))
+    indexes = {round(i * (len(chosen) - 1) / max(1, num_shown - 1)) for i in range(num_shown)}
+    return [(chosen[index], points[chosen[index]]) for index in sorted(indexes)]
+
+
+def _loss(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else NOT_THERE
+
+
+def _confusion(metrics: Mapping[str, Any]) -> str:
+    found = metrics.get("confusion")
+    if not found:
+        return ""
+    labels = [cell(label) for label in found["labels"]]
+    rows = [
+        [f"**{label}**", *(str(count) if count else "" for count in counts), str(other) if other else ""]
+        for label, counts, other in zip(labels, found["counts"], found["other"], strict=True)
+    ]
+    return "Rows: what is right; columns: what the student after training said.\n\n" + table(
+        ["", *labels, "none of these"], rows
+    )
+
+
+def _worst(folder: RunFolder, config: RunConfig) -> str:
+    if not config.evaluate.worst or not folder.exists("eval", "predictions.parquet"):
+        return ""
+    predictions = folder.read_table("eval", "predictions.parquet").to_pylist()
+    wrong = [row for row in predictions if not row["match"]]
+    if not wrong:
+        return "The student after training is right on every row."
+    wrong.sort(key=lambda row: (row["token_f1"], -(row["loss_after"] or 0.0), row["row_id"]))
+    names = ["row_id", "query", "reference", "teacher_answer", "student_before", "student_after"]
+    header = ["row", "query", "reference", "teacher", "student before", "student after"]
+    if all(row["reference"] is None for row in wrong):
+        names.remove("reference")
+        header.remove("reference")
+    shown = [[row[name] for name in names] for row in wrong[: config.evaluate.worst]]
+    return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(
+        header, shown
+    )
+
+
+def _cost(manifest: Mapping[str, Any]) -> str:
+    figures = [
+        [title, f"{manifest[name]:,}"]
+        for name, title in (
+            ("teacher_calls", "teacher calls made"),
+            ("teacher_calls_replayed", "teacher calls replayed from the ledger"),
+            ("prompt_tokens", "teacher's prompt tokens"),
+            ("completion_tokens", "teacher's completion tokens"),
+        )
+        if name in manifest
+    ]
+    seconds: Mapping[str, float] = manifest.get("seconds", {})
+    figures += [[f"time, {cell(stage)}", duration(value)] for stage, value in seconds.items()]
+    return table(["", ""], figures) if figures else ""
+
+
+def _reproduce(folder: RunFolder, config: RunConfig, manifest: Mapping[str, Any]) -> str:
+    config_path, run_dir = shlex.quote(folder.url("config.yaml")), shlex.quote(f"runs/{config.name}-again")
+    commands = [f"distill-ray run {config_path} --run-dir {run_dir}", "", "# or stage by stage"]
+    commands += [
+        f"distill-ray {name} {config_path} --run-dir {run_dir}" for name in ("generate", "train", "evaluate")
+    ]
+    facts: list[Sequence[object]] = [["config.yaml", _hash_of(folder, "config.yaml")]]
+    facts += [["rows", _hash_of(folder, "rows", "plan.json")]]
+    facts += [["training", manifest.get("train", {}).get("fingerprint", NOT_THERE)]]
+    facts += [[f"{package} version", version] for package, version in manifest.get("versions", {}).items()]
+    facts += [[f"{name} seed", seed] for name, seed in _seeds(config, manifest).items()]
+    return code("\n".join(commands), "bash") + "\n\n" + text_table(["", ""], facts)
+
+
+def _seeds(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    own = {
+        "sampling": config.teacher.sampling.seed,
+        "training": config.train.seed,
+        "bootstrap": config.evaluate.seed,
+    }
+    return {**own, **manifest.get("seeds", {})}
+
+
+def _hash_of(folder: RunFolder, *parts: str) -> str:
+    """Hash of a small file's content; of `plan.json`, only what the rows are."""
+    if not folder.exists(*parts):
+        return NOT_THERE
+    data = folder.read_bytes(*parts)
+    if parts[-1] == "plan.json":
+        data = json.dumps([p["sha"] for p in json.loads(data).get("partitions", [])]).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,136 @@
+"""From answers to `eval/metrics.json` and `eval/predictions.parquet`. A pure function: no engine, no file.
+
+What an answer is compared with: the row's `reference` where it has one, else the teacher's answer. So the
+teacher has an `exact_match` only where rows have references; `agreement` always means "same as the teacher".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from distill_ray.config import RunConfig
+from distill_ray.errors import DistillError
+from distill_ray.pipeline.metrics import confusion, exact_match, interval, token_f1
+
+STUDENTS = ("before", "after")
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("query", pa.string()),
+        ("reference", pa.string()),
+        ("teacher_answer", pa.string()),
+        ("student_before", pa.string()),
+        ("student_after", pa.string()),
+        ("match", pa.float64()),  # of student_after with the reference, else with the teacher's answer
+        ("match_before", pa.float64()),
+        ("match_teacher", pa.float64()),  # null without a reference
+        ("agreement", pa.float64()),
+        ("token_f1", pa.float64()),
+        ("loss_before", pa.float64()),
+        ("loss_after", pa.float64()),
+        ("prompt_tokens_before", pa.int64()),
+        ("prompt_tokens_after", pa.int64()),
+    ]
+)
+
+
+def score_predictions(
+    config: RunConfig, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score the answers of teacher and student.
+
+    Args:
+        config: `evaluate` says which metrics, how many resamples, the seed.
+        rows: one per test row, with `row_id`, `query`, `reference`, `teacher_answer`, `student_before`,
+            `student_after` (text or None), `loss_before`, `loss_after` (nats per token of the teacher's
+            answer, or None), `prompt_tokens_before`, `prompt_tokens_after`. Other keys are ignored. A row
+            without a teacher's answer is left out and counted; a student without one is wrong.
+
+    Returns:
+        The content of `metrics.json`, and a record of `PREDICTION_SCHEMA` per scored row, in the order given.
+
+    Raises:
+        DistillError: no row has an answer of the teacher.
+    """
+    scored = [row for row in rows if row["teacher_answer"] is not None]
+    if not scored:
+        raise DistillError(
+            f"evaluation: none of the {len(rows)} test rows has an answer of the teacher; see rejects/, "
+            "raise data.holdout or give data.test"
+        )
+    expected = [_expected(row) for row in scored]
+    metrics: dict[str, Any] = {
+        "teacher": _score_teacher(config, scored),
+        **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
+        "num_rows": len(scored),
+        "num_rows_without_teacher": len(rows) - len(scored),
+        **{
+            f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored])
+            for when in STUDENTS
+        },
+    }
+    table = confusion([row["student_after"] or "" for row in scored], expected)
+    metrics["confusion"] = table.as_dict() if table is not None else None
+    return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
+
+
+def _expected(row: Mapping[str, Any]) -> str:
+    return row["reference"] if row["reference"] is not None else row["teacher_answer"]
+
+
+def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Against the references, on the rows that have one; None if none has."""
+    judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
+    return _with_intervals(config, _compared(judged)) if judged else None
+
+
+def _score_student(
+    config: RunConfig, rows: Sequence[Mapping[str, Any]], expected: Sequence[str], when: str
+) -> dict[str, float] | None:
+    """None if this student was not asked at all."""
+    if all(row[f"student_{when}"] is None for row in rows):
+        return None
+    answers = [row[f"student_{when}"] or "" for row in rows]
+    values = _compared(list(zip(answers, expected, strict=True)))
+    values["agreement"] = [
+        exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
+    ]
+    values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
+    return _with_intervals(config, values)
+
+
+def _compared(pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
+    compare: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "token_f1": token_f1}
+    return {name: [function(*pair) for pair in pairs] for name, function in compare.items()}
+
+
+def _with_intervals(config: RunConfig, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """NAME, NAME_low, NAME_high of the metrics asked for, and always of `exact_match`: tools rely on it."""
+    wanted = {"exact_match", *config.evaluate.metrics}
+    figures: dict[str, float] = {}
+    for name, per_row in values.items():
+        if name in wanted and per_row:
+            low, high = interval(per_row, num_resamples=config.evaluate.bootstrap, seed=config.evaluate.seed)
+            figures |= {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
+    return figures
+
+
+def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
+    before, after = row["student_before"] or "", row["student_after"] or ""
+    reference = row["reference"]
+    computed = {
+        "match": exact_match(after, expected),
+        "match_before": exact_match(before, expected),
+        "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
+        "agreement": exact_match(after, row["teacher_answer"]),
+        "token_f1": token_f1(after, expected),
+    }
+    return {name: computed[name] if name in computed else row[name] for name in PREDICTION_SCHEMA.names}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

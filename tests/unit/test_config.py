@@ -1,0 +1,153 @@
+"""The YAML: one clear message for whatever is wrong with it, and nothing heavy is imported to say so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distill_ray.config import OpenAIEngineConfig, VllmEngineConfig, load_config, parse_config
+from distill_ray.errors import ConfigError
+
+MINIMAL = {
+    "recipe": {"type": "context", "context": {"text": "Answer in French."}},
+    "data": {"source": "queries.jsonl"},
+    "teacher": {"type": "fake"},
+}
+
+
+def design_sketch() -> str:
+    """The configuration sketch of the design, as it is written there."""
+    return """
+name: language-id
+recipe:
+  type: context
+  context: {file: prompts/language.md}
+  query: "{{ text }}"
+  parse: {regex: 'Final Answer: (\\w+)'}
+data: {source: data/queries.jsonl, holdout: 0.1}
+teacher:
+  type: vllm
+  model: Qwen/Qwen3-30B-A3B-Instruct-2507
+  replicas: {min: 1, max: 8}
+  gpus: 1
+  engine_kwargs: {max_model_len: 8192}
+  sampling: {temperature: 0.15, max_tokens: 1000, n: 1, top_logprobs: 0}
+  chat_template_kwargs: {enable_thinking: false}
+student: {model: Qwen/Qwen3-1.7B, lora: {rank: 32}}
+train: {epochs: 4, learning_rate: 1.0e-4, max_tokens_per_batch: 16384, workers: 4, gpus_per_worker: 1,
+        deepspeed: {zero_stage: 2}}
+evaluate: {metrics: [exact_match]}
+"""
+
+
+def test_the_designs_own_example_loads_with_paths_from_the_files_folder(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(design_sketch())
+    config = load_config(path)
+    assert config.data.source == str(tmp_path / "data/queries.jsonl")
+    assert config.recipe.context.file == str(tmp_path / "prompts/language.md")
+    assert isinstance(config.teacher, VllmEngineConfig)
+    assert config.teacher.replicas.max == 8
+    assert config.teacher.model == "Qwen/Qwen3-30B-A3B-Instruct-2507"  # a hub id is no path
+    assert config.train.deepspeed.zero_stage == 2
+
+
+def test_a_url_stays_a_url(tmp_path: Path) -> None:
+    config = parse_config({**MINIMAL, "data": {"source": "s3://bucket/queries"}}, base=tmp_path)
+    assert config.data.source == "s3://bucket/queries"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "message"),
+    [
+        ("train.epoch=3", "train.epoch", "unknown key (value 3); did you mean `epochs`?"),
+        ("trian.epochs=3", "trian", "did you mean `train`?"),
+        ("teacher.sampling.temperatur=1", "teacher.sampling.temperatur", "did you mean `temperature`?"),
+        ("train.epochs=many", "train.epochs", "'many'"),
+        ("train.epochs=0", "train.epochs", "greater than or equal to 1 (got 0)"),
+        ("train=3", "train", "got 3"),
+        ("teacher.type=vlmm", "teacher", "vlmm"),
+        ("teacher.replicas={min: 3, max: 2}", "teacher.replicas", "min (3) is above max (2)"),
+        ("teacher.sampling.top_logprobs=5", "teacher.sampling.top_logprobs", "`fake` engine cannot"),
+        ("recipe.parse={regex: '('}", "recipe.parse.regex", "not a regular expression"),
+        ("recipe.parse={regex: a, after: b}", "recipe.parse", "exactly one of regex, json_field, after"),
+        ("recipe.context={text: a, file: b}", "recipe.context", "exactly one of text, file, column"),
+        ("data.holdout=1.5", "data.holdout", "got 1.5"),
+        ("data={source: x, holdout: 0.6, validation_holdout: 0.6}", "data", "leave nothing to train on"),
+        ("train.max_length=100000", "train", "one example would not fit"),
+        ("name=../../etc", "name", "../../etc"),
+        ("generate.max_reject_frac=2", "generate.max_reject_frac", "got 2"),
+    ],
+)
+def test_a_wrong_value_names_its_key_the_value_and_the_way_out(override: str, key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, where="my.yaml", overrides=[override])
+    assert str(caught.value).startswith("my.yaml: ")
+    assert key in str(caught.value)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected keys and values"),
+        (b"- a\n- b\n", "expected keys and values"),
+        (b"name: [unclosed", "not valid YAML"),
+        ("name: caf\xe9".encode("latin-1"), "not UTF-8"),
+        (b"name: x", "recipe: missing"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_message_with_its_path(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_says_so() -> None:
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config("/nowhere/config.yaml")
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "a.b.c: 3"])
+def test_a_malformed_override_shows_what_one_looks_like(override: str) -> None:
+    with pytest.raises(ConfigError, match="dotted.key=value"):
+        parse_config(MINIMAL, overrides=[override])
+
+
+def test_an_override_in_scientific_notation_is_a_number() -> None:
+    assert parse_config(MINIMAL, overrides=["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
+
+
+def test_a_number_of_replicas_is_a_fixed_pool() -> None:
+    config = parse_config(MINIMAL, overrides=["teacher.replicas=4"])
+    assert (config.teacher.replicas.min, config.teacher.replicas.max) == (4, 4)
+
+
+def test_an_api_key_has_no_place_in_the_config() -> None:
+    with pytest.raises(ConfigError, match="api_key: unknown key"):
+        parse_config(MINIMAL, overrides=["teacher={type: openai, model: m, api_key: sk-secret}"])
+    assert "api_key" not in OpenAIEngineConfig.model_fields
+
+
+def test_the_resolved_config_loads_again_unchanged(tmp_path: Path) -> None:
+    import yaml
+
+    config = parse_config(MINIMAL, base=tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(path) == config
+
+
+def test_parsing_a_config_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from distill_ray.config import load_config; import distill_ray.cli;"
+        "bad = {'torch', 'ray', 'vllm', 'transformers', 'deepspeed'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,92 @@
+"""The run folder: whole files, one run at a time, clear words when a disk says no."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from distill_ray.errors import RunFolderError
+from distill_ray.pipeline.folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_file_written_is_a_file_read(folder: RunFolder) -> None:
+    folder.write_json({"a": 1}, "eval", "metrics.json")
+    assert folder.read_json("eval", "metrics.json") == {"a": 1}
+    assert folder.list("eval") == ["metrics.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_bytes(b"old", "x", "file")
+
+    def full(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunFolderError, match="No space left on device.*run the same command again"):
+        folder.write_bytes(b"new", "x", "file")
+    assert folder.read_bytes("x", "file") == b"old"
+    assert os.listdir(folder.path("x")) == ["file"]
+
+
+def test_the_manifest_is_merged_section_by_section(folder: RunFolder) -> None:
+    folder.update_manifest({"seconds": {"generate": 1}, "rows_in": 3})
+    folder.update_manifest({"seconds": {"train": 2}})
+    assert folder.manifest() == {"seconds": {"generate": 1, "train": 2}, "rows_in": 3}
+
+
+def test_a_damaged_table_is_named(folder: RunFolder) -> None:
+    folder.write_table(pa.table({"a": [1]}), "rows", "00000.parquet")
+    data = folder.read_bytes("rows", "00000.parquet")
+    folder.write_bytes(data[: len(data) // 2], "rows", "00000.parquet")
+    with pytest.raises(RunFolderError, match=r"rows/00000\.parquet: damaged"):
+        folder.read_table("rows", "00000.parquet")
+
+
+def test_a_folder_survives_pickling(folder: RunFolder) -> None:
+    folder.write_bytes(b"1", "a")
+    assert pickle.loads(pickle.dumps(folder)).read_bytes("a") == b"1"
+
+
+def test_an_object_store_behaves_like_a_disk() -> None:
+    folder = RunFolder("memory://bucket/run")
+    folder.write_json({"a": 1}, "eval", "metrics.json")
+    folder.write_table(pa.table({"a": [1, 2]}), "rows", "00000.parquet")
+    folder.append_metrics({"stage": "train"})
+    folder.append_metrics({"stage": "train"})
+    assert folder.exists("eval", "metrics.json")
+    assert folder.list("rows", suffix=".parquet") == ["00000.parquet"]
+    assert folder.read_table("rows", "00000.parquet").num_rows == 2
+    assert folder.read_bytes("metrics.jsonl").count(b"\n") == 2
+    folder.delete("rows")
+    assert not folder.exists("rows")
+
+
+def _hold(root: str, ready: multiprocessing.synchronize.Event, stop: multiprocessing.synchronize.Event) -> None:
+    with RunFolder(root).locked():
+        ready.set()
+        stop.wait(30)
+
+
+def test_a_second_run_on_a_folder_is_refused_with_the_first_ones_process(folder: RunFolder) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, stop = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(folder.root, ready, stop))
+    process.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(RunFolderError, match=f"pid {process.pid}, started"), folder.locked():
+            pass
+    finally:
+        stop.set()
+        process.join()
+    with folder.locked():
+        pass

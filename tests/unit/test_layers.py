@@ -1,0 +1,75 @@
+"""Who may import whom. The tree is the diagram, and this keeps it true."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "distill_ray"
+
+# A package may import what stands on an earlier line; packages on one line do not know one another.
+LAYERS = [
+    {"errors", "records"},
+    {"config"},
+    {"models"},
+    {"recipes", "engines", "student", "demo", "doctor"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+]
+# Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
+HEAVY = {
+    "ray": {"pipeline"},
+    "torch": {"student", "demo", "engines/hf.py", "pipeline/train_loop.py", "pipeline/train_metrics.py", "doctor.py"},
+    "vllm": {"engines/vllm.py", "demo/check_model.py"},
+    "deepspeed": {"pipeline/train_loop.py", "student/export.py"},
+}
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path, *, at_import_time: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.iter_child_nodes(tree) if at_import_time else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if module.count(".") else "errors"
+
+
+def level(part: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_the_layers_below_it(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        if not module.startswith("distill_ray.") or part_of(module) == own:
+            continue
+        assert level(part_of(module)) < level(own), f"{path.name} ({own}) may not import {module}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_packages_stay_where_they_belong(path: Path) -> None:
+    name = str(path.relative_to(PACKAGE))
+    for module in imports(path):
+        allowed = HEAVY.get(module.split(".")[0])
+        if allowed is not None:
+            assert name in allowed or name.split("/")[0] in allowed, f"{name} may not import {module}"
+
+
+def test_every_module_belongs_to_a_layer() -> None:
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files()} - {"__init__"}
+    assert parts == set().union(*LAYERS)

@@ -1,0 +1,196 @@
+"""The report: what it says, and that nothing a model wrote can break the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from distill_ray.config import RunConfig, parse_config
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.markdown import cell, code, table
+from distill_ray.pipeline.report import summary_table, write_report
+from distill_ray.pipeline.scoring import score_predictions
+
+NASTY = "a | b\n`code` <script>alert(1)</script> *x* [l](u) \x1b[31m"
+
+
+def config(**keys: Any) -> RunConfig:
+    return parse_config(
+        {
+            "name": "language-id",
+            "recipe": {"context": {"text": "x"}},
+            "data": {"source": "/data/q.jsonl"},
+            "teacher": {"type": "fake", "model": "big-model"},
+            "student": {"model": "small-model", "lora": {"rank": 8}},
+            **keys,
+        }
+    )
+
+
+def predictions(reference: bool = True) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(20):
+        label = ["fr", "de"][number % 2]
+        answer = NASTY if number == 3 else label
+        rows.append(
+            {
+                "row_id": f"r{number:02d}",
+                "query": NASTY if number == 3 else f"query {number}",
+                "reference": label if reference else None,
+                "teacher_answer": label,
+                "student_before": "dunno",
+                "student_after": answer,
+                "loss_before": 2.0,
+                "loss_after": 0.1,
+                "prompt_tokens_before": 400,
+                "prompt_tokens_after": 20,
+            }
+        )
+    return rows
+
+
+MANIFEST = {
+    "rows_in": 120,
+    "rows_with_examples": 117,
+    "rows_rejected": 3,
+    "rejects": {"empty_answer": 1, "cut_off": 2},
+    "teacher_calls": 100,
+    "teacher_calls_replayed": 17,
+    "prompt_tokens": 48_000,
+    "completion_tokens": 1_234,
+    "seconds": {"generate": 61.0, "train": 5.0},
+    "versions": {"ray": "2.60.0"},
+    "seeds": {"sampling": 11},
+    "train": {
+        "examples": 97,
+        "steps": 30,
+        "kept_step": 20,
+        "validation_loss": 0.25,
+        "rejects": 2,
+        "fingerprint": "abc123",
+    },
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A finished run."""
+    folder = RunFolder(tmp_path / "run")
+    metrics, records = score_predictions(config(), predictions())
+    folder.write_json(MANIFEST, "manifest.json")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    folder.write_bytes(b"name: language-id\n", "config.yaml")
+    for step in range(1, 41):  # 31..40 are of an earlier, longer training
+        folder.append_metrics({"stage": "train", "step": step, "loss": 4.0 / step})
+        if step % 10 == 0:
+            folder.append_metrics({"stage": "train", "step": step, "validation_loss": 8.0 / step})
+    with open(folder.path("metrics.jsonl"), "a") as file:
+        file.write('{"stage": "train", "st')  # killed while writing
+    return folder
+
+
+def written(folder: RunFolder, **keys: Any) -> str:
+    write_report(folder, config(**keys))
+    return folder.read_bytes("report.md").decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# language-id\n",
+        "Exact match on 20 held-out rows: teacher, with context 1.000; student before 0.000; "
+        "student after 0.950.",
+        "from 400 to 20 tokens (95 % fewer)",
+        "| exact match | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] | 0.950 [",
+        "| agreement with the teacher | - | 0.000 [",
+        "| prompt tokens per request | 400.0 | 20.0 | 20.0 (95 % fewer) |",
+        "| teacher | big-model (fake) |",
+        "| student | small-model (LoRA, rank 8) |",
+        "120 rows read, 117 gave examples, 3 were rejected",
+        "| `cut_off` | 2 |\n| `empty_answer` | 1 |",
+        "2 examples were too long to train on",
+        "97 examples, 30 steps; the weights of step 20 were kept (validation loss 0.2500).",
+        "| 10 | 0.4000 | 0.8000 |\n| 20 | 0.2000 | 0.4000 |\n| 30 | 0.1333 | 0.2667 |\n\n",
+        "| **de** | 9 |  | 1 |\n| **fr** |  | 10 |  |",
+        "1 of 20 rows are wrong",
+        "| teacher calls made | 100 |",
+        "| teacher calls replayed from the ledger | 17 |",
+        "| teacher's prompt tokens | 48,000 |",
+        "| time, generate | 1m 01s |",
+        "config.yaml --run-dir runs/language-id-again",
+        "| training | abc123 |",
+        "| ray version | 2.60.0 |",
+        "| sampling seed | 11 |",
+    ],
+)
+def test_the_report_says(text: str, run: RunFolder) -> None:
+    assert text in written(run)
+
+
+def test_what_a_model_wrote_stays_in_its_cell(run: RunFolder) -> None:
+    report = written(run)
+    [line] = [line for line in report.splitlines() if line.startswith("| r03 |")]
+    assert line.count("|") - line.count("\\|") == 7  # six cells
+    assert "<script>" not in report and "\x1b" not in report
+    assert "\\`code\\` &lt;script&gt;" in line
+
+
+def test_the_number_of_worst_examples_is_the_configs(run: RunFolder) -> None:
+    assert "| r03 |" in written(run, evaluate={"worst": 1})
+    assert "Worst examples" not in written(run, evaluate={"worst": 0})
+
+
+def test_without_references_the_report_says_what_exact_match_is_against(run: RunFolder) -> None:
+    metrics, records = score_predictions(config(), predictions(reference=False))
+    run.write_json(metrics, "eval", "metrics.json")
+    run.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    report = written(run)
+    assert "exact match is against the teacher's answer" in report
+    assert "| row | query | teacher | student before | student after |" in report
+
+
+def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:
+    report = written(RunFolder(tmp_path / "run"))
+    assert "Not evaluated yet" in report
+    assert "Nothing generated yet." in report
+    assert "Nothing trained yet." in report
+
+
+def test_the_terminal_shows_the_same_table(run: RunFolder) -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(run.read_json("eval", "metrics.json")))
+    shown = console.export_text()
+    assert "20 held-out rows" in shown
+    assert "[0.850, 1.000]" in shown
+    assert "95 % fewer" in shown
+
+
+@given(st.text())
+def test_a_cell_is_one_line_and_cannot_end_itself(text: str) -> None:
+    shown = cell(text)
+    assert not set(shown) & {"\n", "\r", "\x1b", "\x00"}
+    assert "|" not in shown.replace("\\\\", "").replace("\\|", "")
+    assert "<" not in shown.replace("<br>", "")
+
+
+@given(st.text(alphabet="`a\n"))
+def test_a_fence_is_longer_than_what_it_holds(text: str) -> None:
+    fence, *_, last = code(text).split("\n")
+    assert fence == last
+    assert fence not in text
+
+
+def test_a_table_has_a_rule_below_its_header() -> None:
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_metrics_json_is_json(run: RunFolder) -> None:
+    json.loads(run.read_bytes("eval", "metrics.json"))

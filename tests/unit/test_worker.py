@@ -1,0 +1,149 @@
+"""The actor of the generation stage, run without Ray: what it writes, what it rejects, what a rerun pays for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distill_ray.config import RunConfig, parse_config
+from distill_ray.errors import EngineUnavailable, TooManyRejects
+from distill_ray.pipeline import worker
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.plan import plan_rows
+from distill_ray.pipeline.tally import Tally
+from distill_ray.pipeline.worker import PartitionWorker
+from distill_ray.recipes import make_recipe
+
+
+class LocalTally:
+    """A Tally with Ray's calling convention and without Ray."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._tally, name)
+
+        class Remote:
+            @staticmethod
+            def remote(*args: Any) -> asyncio.Future[Any]:
+                future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                try:
+                    future.set_result(method(*args))
+                except TooManyRejects as error:
+                    future.set_exception(error)
+                return future
+
+        return Remote
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "redirect_output", lambda folder, name: None)
+
+
+def config_of(tmp_path: Path, rows: list[str], **teacher: Any) -> RunConfig:
+    import json
+
+    source = tmp_path / "queries.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    return parse_config(
+        {
+            "recipe": {"type": "context", "context": {"text": "Answer."}},
+            "data": {"source": str(source)},
+            "teacher": {"type": "fake", "answer": "answer to {{ query }}", **teacher},
+        }
+    )
+
+
+def run_worker(config: RunConfig, folder: RunFolder, **tally: Any) -> Tally:
+    plan = plan_rows(config, make_recipe(config.recipe), folder)
+    settings = {"rows_in": plan.rows_in, "max_reject_frac": 1.0, "max_tokens": None, "rejects": {}, "rows_done": 0}
+    counter = Tally(**{**settings, **tally})
+
+    async def all_partitions() -> None:
+        shas = [p.sha for p in plan.partitions]
+        actor = PartitionWorker(config, folder, "fingerprint", LocalTally(counter), shas)
+        for partition in range(plan.num_partitions):
+            async for _ in actor({"partition": np.array([partition])}):
+                pass
+
+    asyncio.run(all_partitions())
+    return counter
+
+
+def outcome(folder: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
+    """Completions by query and reject reasons by row."""
+    examples = [r for t in folder.read_tables("examples") for r in t.to_pylist()]
+    rejects = [r for t in folder.read_tables("rejects") for r in t.to_pylist()]
+    return (
+        {e["messages"][-1]["content"]: e["completion"] for e in examples},
+        {r["row_id"]: r["reason"] for r in rejects},
+    )
+
+
+def test_every_row_becomes_examples_or_a_reject(tmp_path: Path) -> None:
+    rows = [f"query {i}" for i in range(200)]
+    config = config_of(tmp_path, rows, empty_rate=0.1, refusal_rate=0.1, cut_off_rate=0.1, fatal_error_rate=0.1)
+    folder = RunFolder(tmp_path / "run")
+    run_worker(config, folder)
+    examples, rejects = outcome(folder)
+    assert len(examples) + len(rejects) == 200
+    assert set(rejects.values()) == {"empty_answer", "refused", "cut_off", "engine_error"}
+    assert all(completion == f"answer to {query}" for query, completion in examples.items())
+
+
+def test_a_rerun_pays_only_for_what_may_pass_now(tmp_path: Path) -> None:
+    rows = [f"query {i}" for i in range(100)]
+    folder = RunFolder(tmp_path / "run")
+    first = run_worker(config_of(tmp_path, rows), folder).state()
+    again = run_worker(config_of(tmp_path, rows), folder).state()
+    assert (first["calls"], first["replayed"]) == (100, 0)
+    assert (again["calls"], again["replayed"]) == (0, 100)
+
+
+def test_the_output_is_the_same_whatever_the_order_of_answers(tmp_path: Path) -> None:
+    rows = [f"query {i}" for i in range(120)]
+    tables = []
+    for latency in (0.0, 0.002):
+        folder = RunFolder(tmp_path / f"run-{latency}")
+        run_worker(config_of(tmp_path, rows, latency_s=latency, max_concurrency=7), folder)
+        tables.append([table.drop(["teacher"]).to_pylist() for table in folder.read_tables("examples")])
+    assert tables[0] == tables[1]
+
+
+def test_rows_behind_the_token_budget_wait_for_the_next_run(tmp_path: Path) -> None:
+    rows = [f"query {i}" for i in range(100)]
+    config = config_of(tmp_path, rows, latency_s=0.05, max_concurrency=2)
+    folder = RunFolder(tmp_path / "run")
+    run_worker(config, folder, max_tokens=30)
+    examples, rejects = outcome(folder)
+    assert 0 < len(examples) < 100
+    assert set(rejects.values()) == {"token_budget"}
+    assert len(examples) + len(rejects) == 100
+    assert any(folder.read_json("done", name)["retry"] for name in folder.list("done"))
+    after = run_worker(config, folder).state()
+    assert outcome(folder)[1] == {}
+    assert after["replayed"] == len(examples)
+
+
+def test_too_many_rejects_stop_the_run_with_counts_reasons_and_an_example(tmp_path: Path) -> None:
+    config = config_of(tmp_path, [f"query {i}" for i in range(100)], empty_rate=0.5)
+    with pytest.raises(TooManyRejects, match=r"of 100 rows were rejected \(empty_answer \d+\).*max_reject_frac 0.1"):
+        run_worker(config, RunFolder(tmp_path / "run"), max_reject_frac=0.1)
+
+
+def test_an_engine_that_is_unavailable_ends_the_run_at_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path, ["a", "b"], unavailable=True)
+    with pytest.raises(EngineUnavailable):
+        run_worker(config, RunFolder(tmp_path / "run"))
+
+
+def test_equal_queries_share_one_call_and_each_row_has_its_example(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    state = run_worker(config_of(tmp_path, ["same"] * 10 + ["other"]), folder).state()
+    assert state["calls"] == 2
+    assert sum(table.num_rows for table in folder.read_tables("examples")) == 11
