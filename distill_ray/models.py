@@ -171,7 +171,7 @@ class ChatTokenizer:
         """Token ids of plain text; a control token's spelling stays text. [T]"""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, object]]) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **self._kwargs

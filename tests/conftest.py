@@ -1,7 +1,7 @@
 """Tiny models for every test: random weights, two layers, built once per session in a temporary folder.
 
 They load with plain transformers and vLLM: the Llama has heads of 32, the smallest that vLLM's CPU attention
-knows. Not covered by tests on this machine: a GPU, and vendors' servers (a scripted server stands in for them).
+knows. Not covered by tests on this machine: a GPU, and vendors' servers (a scripted server stands in).
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Plain transformers `generate`, on CPU or GPU: encoder-decoder models (T5), small models, no vLLM needed.
 
-Requests that arrive within a few milliseconds are generated together, in a thread, up to `batch_size` rows at a
-time; a batch returns when its longest row is done, so for volume use vLLM. Each row has its own temperature,
-seed, `max_tokens` and stop strings: `_Sampler` draws per row by inverse transform from a stream of numbers that
-depends only on (prompt, seed + sample index), so a sample does not depend on what else is in its batch, up to
-rounding. After a stop string `token_ids` end with the token that completes it; no end token is added.
+Requests that arrive within a few milliseconds are generated together, in a thread, up to `batch_size` rows at
+a time; a batch returns when its longest row is done, so for volume use vLLM. Each row has its own
+temperature, seed, `max_tokens` and stop strings: `_Sampler` draws per row by inverse transform from a stream
+of numbers that depends only on (prompt, seed + sample index), so a sample does not depend on what else is in
+its batch, up to rounding. After a stop string `token_ids` end with the token that completes it; no end token
+is added.
 
-The model's own generation defaults (top_k, repetition penalty, ...) are not used: the config says how to sample.
-A model with a chat template gets token ids from `models.ChatTokenizer`; an encoder-decoder without one gets the
-contents of the messages joined by blank lines. Either way, text that spells a control token stays text.
+The model's own generation defaults (top_k, repetition penalty, ...) are not used: the config says how to
+sample. A model with a chat template gets token ids from `models.ChatTokenizer`; an encoder-decoder without
+one gets the contents of the messages joined by blank lines. Either way, text that spells a control token
+stays text.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.utils import logging as transformers_logging
 
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import Engine
@@ -61,7 +64,7 @@ class _Request:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def draws(self) -> np.ndarray:
-        """Uniform numbers in [0, 1), one per new token. The prompt is mixed in, so that rows are independent."""
+        """Uniform numbers in [0, 1), one per new token; the prompt is mixed in, so rows are independent."""
         prompt = np.frombuffer(_hash_ids(self.prompt_ids), dtype=np.uint32)
         seed = (self.sampling.seed + self.sample_index, *prompt.tolist())
         return np.random.default_rng(seed).random(self.max_new_tokens, dtype=np.float32)
@@ -85,7 +88,11 @@ class HfEngine(Engine):
         if self._model is not None:
             return
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hf-engine")
-        self._model = await self._in_thread(_Model, self.config)
+        try:
+            self._model = await self._in_thread(_Model, self.config)
+        except BaseException:
+            await self.close()
+            raise
         self._batcher = asyncio.create_task(self._run_batches())
 
     async def generate(
@@ -272,9 +279,8 @@ class _Model:
         pad_id = self.model.generation_config.pad_token_id
         ids_BT = torch.full((len(batch), longest), pad_id)
         mask_BT = torch.zeros_like(ids_BT)
-        for b, request in enumerate(
-            batch
-        ):  # padded on the left, so that every answer starts at the same position
+        # Padded on the left, so that every answer starts at the same position.
+        for b, request in enumerate(batch):
             ids_BT[b, longest - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             mask_BT[b, longest - len(request.prompt_ids) :] = 1
         start = 1 if self.is_seq2seq else longest  # a decoder of its own starts from its start token
@@ -290,7 +296,7 @@ class _Model:
         return [row[start:].tolist() for row in output_BT.cpu()]
 
     def _completion(self, request: _Request, new_ids: list[int]) -> Completion:
-        """Cut the row at its end: an end token, a stop string or its own `max_new_tokens`, whichever is first."""
+        """Cut the row at its end: an end token, a stop string or its own `max_new_tokens`."""
         ids = new_ids[: request.max_new_tokens]
         end = next((t for t, token in enumerate(ids) if token in self.end_ids), None)
         finish_reason = "length" if end is None else "stop"
@@ -329,7 +335,7 @@ class _Model:
 
 
 class _Sampler(LogitsProcessor):
-    """Leaves each row's next token alone with a finite score: drawn where the row samples, the best where greedy."""
+    """Leaves one finite score in each row that samples: the drawn token's. Greedy rows stay as they are."""
 
     def __init__(self, batch: Sequence[_Request], start: int) -> None:
         self._start = start
@@ -341,7 +347,7 @@ class _Sampler(LogitsProcessor):
         for draws_T, row in zip(self._draws_BT, rows, strict=True):
             draws_T[: row.max_new_tokens] = torch.from_numpy(row.draws())
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         step = input_ids.shape[1] - self._start
         if not self._sampled or step >= self._draws_BT.shape[1]:
             return scores
@@ -379,7 +385,7 @@ class _Stopper(StoppingCriteria):
     def _has_stop(self, request: _Request, row: torch.Tensor) -> bool:
         if not request.sampling.stop:
             return False
-        # A token is at least a byte and a character at most four, so the tail that can hold the string is short.
+        # A token is at least a byte and a character at most four, so a short tail can hold the string.
         tail = max(self._start, len(row) - 4 * max(map(len, request.sampling.stop)) - 4)
         text = self._tokenizer.decode(row[tail:], skip_special_tokens=True)
         return any(stop in text for stop in request.sampling.stop)
@@ -401,6 +407,7 @@ class _PlainPrompts:
 
 
 def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str, Any]) -> Any:
+    transformers_logging.disable_progress_bar()  # a bar per engine actor is noise; downloads keep theirs
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     if config.num_gpus == 0:
         model = auto.from_pretrained(path, dtype=torch.float32, **kwargs)
@@ -409,7 +416,7 @@ def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str,
         model = auto.from_pretrained(path, dtype="auto", device_map=placement, **kwargs)
     if config.adapter is None:
         return model
-    from peft import PeftModel
+    from peft import PeftModel  # heavy, and only for adapters
 
     return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
 

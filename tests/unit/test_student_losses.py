@@ -29,7 +29,9 @@ def causal(name: str) -> Any:
     models = {
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**SIZES, **HEADS)),
         "qwen3, tied": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, **HEADS, tie_word_embeddings=True)),
-        "gemma2, soft-capped": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**SIZES, **HEADS, final_logit_softcapping=5.0)),
+        "gemma2, soft-capped": lambda: t.Gemma2ForCausalLM(
+            t.Gemma2Config(**SIZES, **HEADS, final_logit_softcapping=5.0)
+        ),
         "granite, scaled": lambda: t.GraniteForCausalLM(
             t.GraniteConfig(**SIZES, **{k: v for k, v in HEADS.items() if k != "head_dim"}, logits_scaling=4.0)
         ),

@@ -1,0 +1,276 @@
+"""The whole training stage on a local Ray with a two-layer model: what it writes, and that it survives kills.
+
+Starting a training costs seconds and computing almost nothing, so tests share runs: `trained` is the reference curve.
+Not covered here: GPUs and bf16 (tests/gpu), several machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill_ray.config.run import RunConfig, parse_config
+from distill_ray.errors import ConfigError, TrainingError
+from distill_ray.pipeline.cluster import connected
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.train import train
+from distill_ray.records import Example, Split, examples_table
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_ROWS = 160
+TRAIN = {
+    "epochs": 4,
+    "learning_rate": 3e-3,
+    "max_tokens_per_batch": 256,
+    "max_length": 128,
+    "validate_every": 20,
+    "cpus_per_worker": 0.5,
+    "threads_per_worker": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with connected():
+        yield
+
+
+def make_config(model: Path, **changes: Any) -> RunConfig:
+    student = {"model": str(model), **changes.pop("student", {})}
+    return parse_config(
+        {
+            "recipe": {"type": "context", "context": {"text": "-"}, "query": "-"},
+            "data": {"source": "-"},
+            "teacher": {"type": "fake"},
+            "student": student,
+            "train": {**TRAIN, **changes},
+        }
+    )
+
+
+def make_examples(count: int, split: Split) -> Iterator[Example]:
+    rng = random.Random(split)
+    for i in range(count):
+        word = "".join(rng.choices("abcdef", k=rng.randint(2, 30)))
+        messages: list[Any] = [{"role": "user", "content": word}]
+        yield Example(f"{split}-{i:03}", split, messages, word[0].upper(), task="label")
+        yield Example(f"{split}-{i:03}", split, messages, word[::-1], task="rationale", weight=0.5)
+
+
+def make_folder(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    too_long = Example("long", "train", [{"role": "user", "content": "x" * 500}], "y")
+    folder.write_table(examples_table([*make_examples(NUM_ROWS, "train"), too_long]), "examples", "00000.parquet")
+    folder.write_table(examples_table(make_examples(20, "validation")), "examples", "00001.parquet")
+    return folder
+
+
+def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm of every step; the last line of a step counts."""
+    lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[RunFolder, dict[str, Any]]:
+    folder = make_folder(tmp_path_factory.mktemp("trained"))
+    return folder, train(make_config(tiny_model, gradient_accumulation=2), folder)
+
+
+def test_a_run_writes_student_figures_and_metrics(trained: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, figures = trained
+    assert figures["examples"] == 2 * NUM_ROWS
+    assert figures["validation_examples"] == 40
+    manifest = folder.manifest()
+    assert manifest["train"] == figures
+    assert manifest["seconds"]["train"] == figures["seconds"]
+    steps = curve(folder)
+    assert sorted(steps) == list(range(1, figures["steps"] + 1))
+    first, last = steps[1][0], steps[figures["steps"]][0]
+    assert last < 0.8 * first
+    validations = [
+        line["validation_loss"]
+        for text in folder.read_bytes("metrics.jsonl").splitlines()
+        if "validation_loss" in (line := json.loads(text))
+    ]
+    assert figures["validation_loss"] == min(validations)
+    assert any(folder.local("logs", "tensorboard").iterdir())
+
+
+def test_the_student_is_a_plain_transformers_model_with_the_kept_loss(
+    trained: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = trained
+    student = folder.local("student")
+    model = AutoModelForCausalLM.from_pretrained(student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    assert tokenizer.chat_template
+    assert model.config.use_cache
+    assert {p.name for p in student.iterdir()} >= {"model.safetensors", "config.json", "generation_config.json"}
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "abc"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_what_is_too_long_is_a_counted_reject(trained: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, figures = trained
+    (reject,) = folder.read_table("train", "rejects.parquet").to_pylist()
+    assert figures["rejects"] == 1
+    assert (reject["row_id"], reject["stage"], reject["reason"]) == ("long", "train", "too_long_to_train")
+    assert "train.max_length is 128" in reject["detail"]
+
+
+def test_a_finished_run_is_not_trained_again(
+    trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, figures = trained
+    before = folder.read_bytes("metrics.jsonl")
+    assert train(make_config(tiny_model, gradient_accumulation=2), folder) == figures
+    assert folder.read_bytes("metrics.jsonl") == before
+    assert "already done" in capfd.readouterr().err
+
+
+def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
+    trained: tuple[RunFolder, dict[str, Any]],
+    tiny_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_folder(tmp_path)
+    train(make_config(tiny_model, workers=2, max_steps=20, schedule="constant", deepspeed={"zero_stage": 3}), folder)
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert all(line.startswith("train: ") for line in output.err.splitlines()), output.err
+    one_folder = make_folder(tmp_path / "one")
+    train(make_config(tiny_model, gradient_accumulation=2, max_steps=20, schedule="constant"), one_folder)
+    two, one = curve(folder), curve(one_folder)
+    for step in range(1, 21):
+        assert two[step] == pytest.approx(one[step], abs=2e-5, rel=2e-5)
+
+
+def test_adapters_are_merged_into_a_student_that_equals_base_and_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = make_folder(tmp_path)
+    train(make_config(tiny_model, max_steps=4, student={"lora": {"rank": 4, "merge": True}}), folder)
+    student = folder.local("student")
+    merged = AutoModelForCausalLM.from_pretrained(student)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(10, 20)[None]
+    before = base(ids).logits
+    assert json.loads((student / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        tiny_model
+    )
+    adapted = PeftModel.from_pretrained(base, student / "adapter")(ids).logits
+    torch.testing.assert_close(merged(ids).logits, adapted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before, adapted)
+
+
+def test_a_killed_driver_is_resumed_with_exactly_the_same_curve(
+    trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path)
+    config = make_config(tiny_model, gradient_accumulation=2)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    script = (
+        "import sys; from pathlib import Path; from distill_ray.config.run import RunConfig;"
+        "from distill_ray.pipeline.folder import RunFolder; from distill_ray.pipeline.train import train;"
+        "p = Path(sys.argv[1]); train(RunConfig.model_validate_json((p / 'config.json').read_text()), RunFolder(p))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_checkpoint(tmp_path, lambda: process.poll() is None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "student").exists()
+    train(config, folder)
+    assert curve(folder) == curve(trained[0])
+
+
+def test_a_killed_worker_is_replaced_and_goes_on_with_exactly_the_same_curve(
+    trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path)
+    thread = threading.Thread(target=train, args=(make_config(tiny_model, gradient_accumulation=2), folder))
+    thread.start()
+    wait_for_checkpoint(tmp_path, thread.is_alive)
+    (worker,) = descendants("RayTrainWorker")
+    os.kill(worker, signal.SIGKILL)
+    thread.join()
+    assert (tmp_path / "student" / "config.json").exists()
+    assert curve(folder) == curve(trained[0])
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_with_one_clear_message(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+.*rows .*train-.*learning_rate"):
+        train(make_config(tiny_model, learning_rate=1e30, warmup_ratio=0.0), folder)
+    assert not folder.exists("student")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"max_length": 8}, TrainingError, r"nothing to train on: all \d+ examples are longer than 8 tokens"),
+        ({"workers": 1000}, ConfigError, "1000 workers with cpus_per_worker 0.5 need 500 CPUs"),
+        ({"student": {"model": "./nowhere"}}, ConfigError, "no model at"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_worker_starts(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(make_config(tiny_model, **changes), make_folder(tmp_path))
+
+
+def test_no_training_examples_is_an_error_that_names_the_next_command(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="run `distill-ray generate` first"):
+        train(make_config(tiny_model), RunFolder(tmp_path))
+
+
+def wait_for_checkpoint(path: Path, is_running: Any) -> None:
+    """Return as soon as Ray Train knows a checkpoint of the run."""
+    deadline = time.monotonic() + 180
+    while not list(path.glob("checkpoints/*/checkpoint_manager_snapshot.json")):
+        assert is_running(), "the training ended before it was killed"
+        assert time.monotonic() < deadline, "no checkpoint after three minutes"
+        time.sleep(0.02)
+
+
+def descendants(name: str) -> list[int]:
+    """Processes with this in their command line that descend from this one (other Rays may run beside us)."""
+    parents, found = {}, []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if name in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except OSError:  # ended meanwhile
+                continue
+
+    def is_ours(pid: int) -> bool:
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [pid for pid in found if is_ours(pid)]
