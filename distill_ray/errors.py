@@ -4,6 +4,7 @@
     |-- InputError                   exit 2: the config or the input is wrong
     |   |-- ConfigError              a key of the YAML, or something that it names
     |   `-- DataError                a source file as a whole (a bad row is a Reject, not an error)
+    |       `-- NoReadableRow        the file can be opened, and not one row of it is usable: exit 1
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
     |-- RowError                     this row cannot be used; it becomes a Reject with `reason`
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
@@ -37,6 +38,12 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A source as a whole cannot be read."""
+
+
+class NoReadableRow(DataError):
+    """A file can be opened, and not one row of it is readable. Like too many rejects: the run failed."""
+
+    exit_code = 1
 
 
 class RunFolderError(DistillError):

@@ -7,6 +7,7 @@ what an engine cannot do is refused when the YAML loads, before a GPU is rented.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,6 +62,12 @@ class SamplingConfig(Config):
 
     structured: StructuredOutput | None = None
     """Structured output, where the engine has it."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> SamplingConfig:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"temperature 0 is greedy, so all n = {self.n} samples would be the same; raise it or set n: 1")
+        return self
 
 
 class Replicas(Config):
@@ -191,6 +198,8 @@ class OpenAIEngineConfig(_EngineBase):
     def _is_a_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if urlsplit(value).username is not None:
+            raise ValueError("has a user name in it; put the key in the environment variable that api_key_env names")
         return value.rstrip("/")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -175,11 +176,11 @@ def _explain(detail: ErrorDetails) -> str:
     key = ".".join(parts) or "the config"
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key (value {_show(value)}); {_suggest(detail['loc'])}"
+        return f"{key}: unknown key (value {_show(value, key)}); {_suggest(detail['loc'])}"
     if detail["type"] == "missing":
         return f"{key}: missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
-    shown = f" (got {_show(value)})" if not isinstance(value, dict) else ""
+    shown = f" (got {_show(value, key)})" if not isinstance(value, dict) else ""
     return f"{key}: {message}{shown}"
 
 
@@ -214,6 +215,8 @@ def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[st
     return {name for node in nodes for name in node.get("properties", {})}
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, key: str = "") -> str:
+    if isinstance(value, str) and re.search(r"key|secret|passw|url|token", key, re.IGNORECASE):
+        return "a value that is not shown here"  # somebody may have put a secret where none belongs
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -58,6 +58,8 @@ class VllmEngine(Engine):
         config = self.config
         if config.num_gpus == 0:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; left alone, vLLM takes half the memory
+            # vLLM compiles a helper of its log-probabilities even with enforce_eager: 48 s, and a C++ compiler.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         self._chat = ChatTokenizer(
             config.model,
             revision=config.revision,

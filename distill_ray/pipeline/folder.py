@@ -163,16 +163,17 @@ class RunFolder:
         """Merge into `manifest.json`, section by section. Only the driver writes it."""
         self.write_json(_merge(self.manifest(), changes), "manifest.json")
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl` (on a store: rewrites the file, so only for what is rare)."""
-        line = to_json({"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **record}) + "\n"
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Append lines to `metrics.jsonl` (on a store: rewrites the file, so many at a time and rarely)."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        lines = "".join(to_json({"time": now, **record}) + "\n" for record in records)
         if self.is_local:
             os.makedirs(self._base, exist_ok=True)
             with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(lines)
             return
         before = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
-        self.write_bytes(before + line.encode(), "metrics.jsonl")
+        self.write_bytes(before + lines.encode(), "metrics.jsonl")
 
     # -- one run at a time ---------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from distill_ray.config import RunConfig
 from distill_ray.config.data import Source
-from distill_ray.errors import ConfigError, DataError
+from distill_ray.errors import ConfigError, DataError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planner import Planner
 from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows
@@ -135,7 +135,7 @@ def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | No
     rows = itertools.islice(itertools.chain.from_iterable(files), limit)
     head = list(itertools.islice(rows, HEAD_ROWS))
     if not head:
-        raise DataError(f"{source.key}: {source.files[0].url} has no rows; give a file with at least one")
+        raise NoReadableRow(f"{source.key}: {source.files[0].url} has no rows; give a file with at least one")
     readable = [row for row in head if row.error is None]
     known = list(dict.fromkeys(name for row in readable for name in row.columns))
     for column, key in _needed_columns(source, config, recipe).items():

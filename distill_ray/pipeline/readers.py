@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill_ray.errors import DataError
+from distill_ray.errors import DataError, NoReadableRow
 from distill_ray.pipeline.sources import SourceFile
 from distill_ray.pipeline.textfile import array_elements, chunks, lines
 from distill_ray.recipes.template import kind_of
@@ -48,7 +48,8 @@ def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
         encoding: of text files.
 
     Raises:
-        DataError: the file is bad as a whole; also at its end, if none of its rows was readable.
+        DataError: the file is bad as a whole.
+        NoReadableRow: at its end, if none of its rows was readable.
     """
     num_rows = num_readable = 0
     first_error = ""
@@ -63,12 +64,12 @@ def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
             first_error = first_error or error or ""
             yield SourceRow(f"{file.label}:{number}", columns, text, error)
     if num_rows and not num_readable:
-        raise DataError(
+        raise NoReadableRow(
             f"{file.url}: none of its {num_rows} rows is readable as {file.format} (first: {first_error}); "
             "check the file, or say what it is in data.format"
         )
     if not num_rows and file.format not in ("parquet", "lance"):  # a part file without rows is ordinary there
-        raise DataError(f"{file.url}: no rows in this file; remove it from the source, or write it again")
+        raise NoReadableRow(f"{file.url}: no rows in this file; remove it from the source, or write it again")
 
 
 def estimate_rows(file: SourceFile, encoding: str = "utf-8") -> int:

@@ -217,7 +217,7 @@ def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrain
     if not folder.is_local:
         storage["storage_filesystem"] = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
     # One by score, plus, always, the latest: from there a killed run goes on.
-    score = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
+    score: dict[str, Any] = {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
@@ -236,7 +236,7 @@ def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrain
     )
 
 
-def _translated(trainer: TorchTrainer, config: TrainConfig) -> ray.train.Result:
+def _translated(trainer: TorchTrainer, config: TrainConfig) -> Any:
     """Run the trainer; Ray's chain of exceptions becomes one of ours."""
     try:
         return trainer.fit()

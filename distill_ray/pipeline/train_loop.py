@@ -254,6 +254,11 @@ class Worker:
         if self.num_workers > 1:
             dist.all_reduce(loss_sum)
         loss = float(loss_sum)
+        if not math.isfinite(loss):  # the last step had a finite loss and a gradient that was not
+            raise TrainingError(
+                f"the validation loss became {loss} after step {step}; lower train.learning_rate (now "
+                f"{self.config.learning_rate:g}) and run again"
+            )
         self._tell({"step": step, "validation_loss": loss})
         return loss
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
 
 POLL_S = 0.5
+STORE_FLUSH_S = 30.0  # a store has no append: each time, metrics.jsonl is written anew
 TENSORBOARD_FIGURES = ("loss", "validation_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -58,6 +61,7 @@ def metrics_inbox(folder: RunFolder, progress: Progress, *, tensorboard: bool) -
             stop.set()
             thread.join()
             _drain(inbox, sink)
+            sink.flush()
             ray.kill(inbox)
 
 
@@ -72,6 +76,8 @@ class _Sink:
     def __init__(self, folder: RunFolder, progress: Progress, writer: Any) -> None:
         self._folder, self._progress, self._writer = folder, progress, writer
         self._shown: dict[str, str] = {}
+        self._unwritten: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
 
     def add(self, records: list[dict[str, Any]]) -> None:
         for record in records:
@@ -79,6 +85,14 @@ class _Sink:
                 self._begin(record["total_steps"], record["resumed_at"])
             else:
                 self._step(record)
+        if self._folder.is_local or time.monotonic() - self._flushed > STORE_FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        if self._unwritten:
+            self._folder.append_metrics(*self._unwritten)
+        self._unwritten, self._flushed = [], time.monotonic()
 
     def _begin(self, total_steps: int, resumed_at: int) -> None:
         self._progress.total = total_steps
@@ -88,7 +102,7 @@ class _Sink:
             self._progress.console.print(line, markup=False)
 
     def _step(self, record: dict[str, Any]) -> None:
-        self._folder.append_metrics({"stage": "train", **record})
+        self._unwritten.append({"stage": "train", **record})
         for name in TENSORBOARD_FIGURES:
             if self._writer is not None and record.get(name) is not None:
                 self._writer.add_scalar(f"train/{name}", record[name], record["step"])

@@ -18,8 +18,8 @@ from typing import Any
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
-from distill_ray.errors import RequestRejected, TransientEngineError
-from distill_ray.pipeline.cluster import redirect_output
+from distill_ray.errors import DistillError, RequestRejected, TransientEngineError
+from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
 from distill_ray.recipes import make_recipe
@@ -143,7 +143,10 @@ class PartitionWorker:
                 last = time.monotonic()
                 shown, samples[:] = list(samples), []
                 retries = (os.getpid(), self._engine.num_retries)
-                self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown, retries)
+                try:
+                    self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown, retries)
+                except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
+                    raise own_error(error) or error from None
 
     async def _row(
         self, record: dict[str, Any], engines: dict[str, LedgeredEngine], figures: Figures, samples: list[str]

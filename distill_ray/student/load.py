@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from distill_ray.config.train import LoraConfig, StudentConfig
 from distill_ray.errors import ConfigError
 from distill_ray.models import resolve_model
 
 
-def load_student(
-    config: StudentConfig, *, dtype: torch.dtype, seed: int, gradient_checkpointing: bool = False
-) -> nn.Module:
+def load_student(config: StudentConfig, *, dtype: torch.dtype, seed: int, gradient_checkpointing: bool = False) -> Any:
     """Return the model in training mode, on the CPU.
 
     Args:
@@ -74,18 +71,15 @@ def add_adapters(model: Any, config: LoraConfig, *, seed: int, base: str) -> Any
     if hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # else gradient checkpointing cuts the adapters off from the loss
     torch.manual_seed(seed)  # the same adapters on every worker and in every attempt
-    task = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    settings: dict[str, Any] = {
+        "r": config.rank,
+        "lora_alpha": config.alpha if config.alpha is not None else 2 * config.rank,
+        "lora_dropout": config.dropout,
+        "target_modules": config.target_modules,
+        "task_type": TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
+    }
     try:
-        return get_peft_model(
-            model,
-            PeftLoraConfig(
-                r=config.rank,
-                lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,
-                lora_dropout=config.dropout,
-                target_modules=config.target_modules,
-                task_type=task,
-            ),
-        )
+        return get_peft_model(model, PeftLoraConfig(**settings))
     except ValueError as error:
         raise ConfigError(f"student.lora: cannot add adapters to {base} ({_first_line(error)})") from error
 

@@ -19,7 +19,7 @@ called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from distill_ray.student.losses import compute_loss
 from distill_ray.student.tokens import Tokens
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Batch:
     """One micro-batch. `predicts_BT` marks the positions whose logits predict a completion token, row by
     row."""
@@ -45,8 +45,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        names = self.__slots__
-        return Batch(**{n: None if (t := getattr(self, n)) is None else t.to(device, non_blocking=True) for n in names})
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved: dict[str, Any] = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
+        return Batch(**moved)
 
 
 def collate(

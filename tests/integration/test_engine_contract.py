@@ -191,12 +191,6 @@ def test_greedy_is_deterministic(subject: Subject) -> None:
     assert first == second
 
 
-def test_greedy_samples_are_alike(subject: Subject) -> None:
-    samples = subject.ask("hello", GREEDY.model_copy(update={"n": 3}))
-    assert [s.sample_index for s in samples] == [0, 1, 2]
-    assert len({s.text for s in samples}) == 1
-
-
 def test_a_prompt_that_is_too_long_is_rejected_as_such(subject: Subject) -> None:
     with pytest.raises(RequestRejected) as caught:
         subject.ask("word " * 4000)

@@ -78,6 +78,9 @@ def test_a_url_stays_a_url(tmp_path: Path) -> None:
         ("data={source: x, holdout: 0.6, validation_holdout: 0.6}", "data", "leave nothing to train on"),
         ("train.max_length=100000", "train", "one example would not fit"),
         ("name=../../etc", "name", "../../etc"),
+        ("teacher.sampling={temperature: 0, n: 2}", "teacher.sampling", "all n = 2 samples would be the same"),
+        ("teacher={type: openai, base_url: 'ftp://x'}", "teacher.base_url", "must start with http"),
+        ("teacher={type: openai, base_url: 'http://me:pass@x'}", "teacher.base_url", "has a user name in it"),
         ("generate.max_reject_frac=2", "generate.max_reject_frac", "got 2"),
     ],
 )
@@ -130,8 +133,12 @@ def test_a_number_of_replicas_is_a_fixed_pool() -> None:
 
 
 def test_an_api_key_has_no_place_in_the_config() -> None:
-    with pytest.raises(ConfigError, match="api_key: unknown key"):
-        parse_config(MINIMAL, overrides=["teacher={type: openai, model: m, api_key: sk-secret}"])
+    with pytest.raises(ConfigError, match="api_key: unknown key") as caught:
+        parse_config(MINIMAL, overrides=["teacher={type: openai, model: m, api_key: sk-canary}"])
+    assert "sk-canary" not in str(caught.value)
+    with pytest.raises(ConfigError, match="base_url: has a user name") as caught:
+        parse_config(MINIMAL, overrides=["teacher={type: openai, model: m, base_url: 'https://me:canary@host/v1'}"])
+    assert "canary" not in str(caught.value)
     assert "api_key" not in OpenAIEngineConfig.model_fields
 
 

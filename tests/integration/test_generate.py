@@ -1,0 +1,165 @@
+"""The generation stage on a real Ray with the fake engine: resume, replay, what a change re-pays, and failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distill_ray.config import RunConfig, parse_config
+from distill_ray.errors import EngineUnavailable, TooManyRejects
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.generate import generate
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def write_rows(path: Path, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"id": f"r{i}", "text": f"query {i}"}) + "\n" for i in numbers))
+
+
+def config_of(source: Path, context: str = "Answer.", **changes: Any) -> RunConfig:
+    raw: dict[str, Any] = {
+        "recipe": {"type": "context", "context": {"text": context}},
+        "data": {"source": str(source), "id": "id"},
+        "teacher": {"type": "fake", "answer": "{{ system }}: {{ query }}"},
+    }
+    for key, value in changes.items():
+        raw.setdefault(key, {}).update(value)
+    return parse_config(raw)
+
+
+def examples(folder: RunFolder) -> list[dict[str, Any]]:
+    return [record for table in folder.read_tables("examples") for record in table.to_pylist()]
+
+
+def test_a_run_keeps_its_books_and_a_rerun_pays_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(200))
+    with source.open("a") as file:
+        file.write("{broken\n" + json.dumps({"id": "empty", "text": " "}) + "\n")
+    folder = RunFolder(tmp_path / "run")
+    first = generate(config_of(source), folder)
+    assert (first.rows_in, first.rows_with_examples, first.rows_rejected) == (202, 200, 2)
+    assert first.rejects == {"unreadable_row": 1, "empty_query": 1}
+    assert (first.teacher_calls, first.teacher_calls_replayed) == (200, 0)
+    manifest = folder.manifest()
+    assert manifest["rows_in"] == 202
+    assert manifest["seconds"]["generate"] > 0
+    rejects = [record for table in folder.read_tables("rejects") for record in table.to_pylist()]
+    assert {r["reason"]: r["stage"] for r in rejects} == {"unreadable_row": "read", "empty_query": "read"}
+    again = generate(config_of(source), folder)
+    assert (again.teacher_calls, again.teacher_calls_replayed) == (0, 200)
+    assert folder.manifest()["rows_with_examples"] == 200
+
+
+def test_adding_rows_pays_only_for_them_and_touches_only_their_partitions(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(100))
+    folder = RunFolder(tmp_path / "run")
+    config = config_of(source, generate={"rows_per_partition": 5})
+    generate(config, folder)
+    files = {p.name: p.stat().st_mtime_ns for p in Path(folder.path("examples")).iterdir()}
+    write_rows(source, range(102))
+    more = generate(config, folder)
+    assert more.teacher_calls == 2
+    changed = {p.name for p in Path(folder.path("examples")).iterdir() if files[p.name] != p.stat().st_mtime_ns}
+    assert 1 <= len(changed) <= 2
+    assert len(examples(folder)) == 102
+
+
+def test_a_changed_context_is_paid_again_and_a_changed_parse_is_not(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(50))
+    folder = RunFolder(tmp_path / "run")
+    generate(config_of(source), folder)
+    parsed = generate(config_of(source, recipe={"parse": {"after": ": "}}), folder)
+    assert (parsed.teacher_calls, parsed.teacher_calls_replayed) == (0, 50)
+    assert {e["completion"] for e in examples(folder)} == {f"query {i}" for i in range(50)}
+    other = generate(config_of(source, context="Reply."), folder)
+    assert other.teacher_calls == 50
+    assert all(e["completion"].startswith("Reply.:") for e in examples(folder))
+
+
+def test_one_actor_and_two_give_the_same_files(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(150))
+    outcomes = []
+    for replicas in (1, 2):
+        folder = RunFolder(tmp_path / f"run-{replicas}")
+        generate(config_of(source, teacher={"replicas": replicas, "cpus": 0.5}), folder)
+        outcomes.append(sorted(map(json.dumps, examples(folder))))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_more_samples_later_pay_only_for_the_new_ones(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(30))
+    folder = RunFolder(tmp_path / "run")
+    generate(config_of(source), folder)
+    three = generate(config_of(source, teacher={"sampling": {"n": 3}}), folder)
+    assert (three.teacher_calls, three.teacher_calls_replayed) == (60, 30)
+    assert len(examples(folder)) == 90
+
+
+def test_what_may_pass_later_is_tried_again_on_the_next_run(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(60))
+    folder = RunFolder(tmp_path / "run")
+    budget = generate(config_of(source, generate={"max_teacher_tokens": 1}), folder)
+    assert budget.rows_in == budget.rows_with_examples + budget.rows_rejected == 60
+    rest = generate(config_of(source), folder)
+    assert rest.rows_with_examples == 60
+    assert rest.teacher_calls + rest.teacher_calls_replayed == 60
+
+
+def test_too_many_rejects_end_the_run_with_one_clear_message(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(100))
+    with pytest.raises(TooManyRejects) as caught:
+        generate(config_of(source, teacher={"empty_rate": 0.6}), RunFolder(tmp_path / "run"))
+    message = str(caught.value)
+    assert "max_reject_frac 0.1" in message
+    assert "empty_answer" in message
+    assert "Traceback" not in message
+
+
+def test_an_engine_that_does_not_let_us_in_is_one_clear_message(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(10))
+    with pytest.raises(EngineUnavailable) as caught:
+        generate(config_of(source, teacher={"unavailable": True}), RunFolder(tmp_path / "run"))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_killing_the_engine_actor_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(400))
+    folder = RunFolder(tmp_path / "run")
+    config = config_of(source, teacher={"latency_s": 0.05, "max_concurrency": 8}, generate={"rows_per_partition": 100})
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        logs = Path(folder.path("logs"))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            time.sleep(0.1)
+            if len(list(Path(folder.path("calls")).glob("*/*.arrow"))) > 3:
+                pid = int(next(logs.glob("engine-*.log")).stem.partition("-")[2])
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    result = generate(config, folder)
+    killer.join()
+    assert killed
+    ids = [e["row_id"] for e in examples(folder)]
+    assert sorted(ids) == sorted(f"r{i}" for i in range(400))
+    assert result.rows_with_examples == 400
+    assert result.teacher_calls_replayed > 0
