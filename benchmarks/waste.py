@@ -4,8 +4,10 @@
     python benchmarks/waste.py --victim engine --out ...     # kill -9 of vLLM's own process, ten times in one job
 
 driver: `distill-ray generate` asks an OpenAI-compatible server on loopback, which outlives it and notes when every call
-began and ended. The driver is killed at random moments, started again, and at last left to finish. For each kill the
-server knows how many calls were in flight, and how many it had answered in the last 0.2 s (which may not be flushed).
+began and ended. The driver is killed at random moments, started again, and at last left to finish. Ray's actors outlive
+their driver by a second or two and keep their ledger while they do, so what counts is the moment the last call came in:
+there the server knows how many calls were in flight, and how many it had answered in the 0.2 s before (which may not be
+flushed).
 
 engine: one job over the demo model; the process of vLLM's engine core is found among its descendants and killed. The
 ledger lives on, so only what was in flight can be lost; in flight is at most `max_concurrency`.
@@ -51,7 +53,7 @@ class CountingServer:
 
     async def _serve(self) -> None:
         app = web.Application()
-        app.router.add_get("/v1/models", lambda _: web.json_response({"data": [{"id": "scripted"}]}))
+        app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app)
         await runner.setup()
@@ -60,6 +62,9 @@ class CountingServer:
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         self._ready.set()
         await asyncio.Event().wait()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "scripted"}]})
 
     async def _answer(self, request: web.Request) -> web.Response:
         question = (await request.json())["messages"][-1]["content"]
@@ -136,10 +141,10 @@ def kill_driver(rows: int, kills: int, seed: int) -> dict[str, Any]:
             if process.poll() is not None:
                 break  # it finished first: fewer kills, and the result says how many
             os.kill(process.pid, signal.SIGKILL)
-            moment = time.monotonic()
             process.wait()
-            time.sleep(2 * 0.25)  # orphaned calls end by themselves
-            at_risk.append(server.at_risk(moment))
+            while time.monotonic() - server.began[-1] < 3.0:
+                time.sleep(0.1)  # until the actors are gone too
+            at_risk.append(server.at_risk(server.began[-1]))
             print(f"kill {len(at_risk)}: {len(server.began)} calls so far, {at_risk[-1]} at risk", flush=True)
         process = start(config, run_dir)
         assert process.wait(600) == 0, "the last run failed"

@@ -248,9 +248,6 @@ def main() -> None:
     except DistillError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("stopped. Finished work is kept: run the same command again to go on.")
-        sys.exit(130)
     except Exception as error:
         path = Path(f"distill-ray-crash-{os.getpid()}.log")
         path.write_text(traceback.format_exc(), encoding="utf-8")

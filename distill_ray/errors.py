@@ -8,6 +8,7 @@
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
     |-- RowError                     this row cannot be used; it becomes a Reject with `reason`
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
+    |-- Interrupted              Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
@@ -69,6 +70,12 @@ class RowError(DistillError):
 
 class TooManyRejects(DistillError):
     """The share of rejected rows passed `generate.max_reject_frac`."""
+
+
+class Interrupted(DistillError):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = 130
 
 
 class TrainingError(DistillError):

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from distill_ray.config import RunConfig
 from distill_ray.config.data import Source
-from distill_ray.errors import ConfigError, DataError, NoReadableRow
+from distill_ray.errors import ConfigError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planner import Planner
 from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from distill_ray.config import RunConfig
+from distill_ray.errors import Interrupted
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import noise_to
@@ -27,7 +28,12 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
         folder.write_bytes(resolved.encode(), "config.yaml")
         folder.update_manifest({"name": config.name, "versions": versions()})
         with noise_to(folder.local("logs", "driver.log")) if folder.is_local else contextlib.nullcontext():
-            yield
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"stopped. Finished work is kept in {folder.root}: run the same command again to go on"
+                ) from None
 
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:

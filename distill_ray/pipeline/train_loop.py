@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -76,7 +77,7 @@ class Worker:
             torch.set_num_threads(threads)  # fixed: sums in another order differ in the last bits
         folder = local_tokens(task.folder, task.tokens)
         self.train_tokens, self.validation_tokens = Tokens(folder / "train"), Tokens(folder / "validation")
-        self.device = torch.device("cuda", context.get_local_rank()) if task.use_gpu else torch.device("cpu")
+        self.device = ray.train.torch.get_device()  # the GPU that Ray gave this worker, else the CPU
         self.use_bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and task.use_gpu)
         model = _together(self._load)
         self.decoder_start_id = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None

@@ -8,6 +8,7 @@ own server.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import signal
@@ -30,6 +31,7 @@ from distill_ray.engines import Engine, make_engine
 from distill_ray.errors import RequestRejected
 from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer
 from distill_ray.records import Completion, Message, RejectReason
+from benchmarks.waste import engine_cores
 from tests.unit.scripted_server import ScriptedServer
 
 KEY = "sk-canary-0123456789"
@@ -303,3 +305,37 @@ def test_the_identity_holds_no_url_and_no_key(subject: Subject) -> None:
     assert KEY not in identity
     assert "http" not in identity and "127.0.0.1" not in identity
     assert make_engine(subject.config).identity == identity
+
+
+def test_the_ids_that_a_student_is_trained_on_are_those_of_vllms_own_chat_path(subject: Subject) -> None:
+    if subject.name != "openai-vllm":
+        pytest.skip("asks vLLM's own server")
+    chat = ChatTokenizer(str(DEMO_MODEL_PATH))
+    conversations: list[list[Message]] = [
+        user("hello"),
+        user("  leading and trailing  "),
+        user("line\nbreaks\t\u4f60\u597d \u0645\u0631\u062d\u0628\u0627 {{ braces }} {% if %}"),
+        [{"role": "system", "content": "Be short."}, *user("Wo ist der Bahnhof?")],
+        [*user("a"), {"role": "assistant", "content": "b"}, *user("c")],
+    ]
+    for messages in conversations:
+        body = json.dumps({"model": "served", "messages": messages, "add_generation_prompt": True}).encode()
+        url = subject.server.removesuffix("/v1") + "/tokenize"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert json.load(response)["tokens"] == chat.prompt_ids(messages)
+
+
+def test_vllm_starts_again_when_its_own_process_dies_and_asks_again_what_was_in_flight(subject: Subject) -> None:
+    if subject.name != "vllm":
+        pytest.skip("only vLLM has a process of its own")
+
+    async def answers() -> list[list[Completion]]:
+        tasks = [asyncio.create_task(subject.engine.generate(user(f"word {i}"), GREEDY)) for i in range(20)]
+        await asyncio.sleep(0)
+        for pid in engine_cores(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        return await asyncio.gather(*tasks)
+
+    assert [len(completions) for completions in subject.run(answers())] == [1] * 20
+    assert subject.engine.num_retries > 0

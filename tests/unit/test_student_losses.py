@@ -61,14 +61,14 @@ def labels_loss(model: Any, tokens: Tokens, examples: list[int]) -> float:
         labels = ids.clone()
         labels[:, : tokens.prompt_tokens_E[e]] = -100
         n = int(tokens.completion_tokens_E[e])
-        total, count = total + float(model(input_ids=ids, labels=labels).loss) * n, count + n
+        total, count = total + model(input_ids=ids, labels=labels).loss.item() * n, count + n
     return total / count
 
 
 def test_cross_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
     loss = weighted_cross_entropy(logits, torch.tensor([0, 2]), torch.tensor([2.0, 0.5]))
-    assert float(loss) == pytest.approx(-2.0 * math.log(0.5) - 0.5 * math.log(0.1))
+    assert loss.item() == pytest.approx(-2.0 * math.log(0.5) - 0.5 * math.log(0.1))
 
 
 def test_the_dispatcher_knows_cross_entropy_and_nothing_else() -> None:
@@ -86,7 +86,7 @@ def test_the_loss_equals_transformers_own_for_every_kind_of_head(name: str, toke
     labels = [0, 2, 4]  # one task, so that the normaliser is its number of tokens
     examples = np.array(labels)
     batch = collate(tokens, examples, tokens.task_tokens(examples), pad_id=0)
-    assert float(module(batch)) == pytest.approx(labels_loss(model, tokens, labels), abs=1e-5)
+    assert module(batch).item() == pytest.approx(labels_loss(model, tokens, labels), abs=1e-5)
 
 
 def test_two_tasks_add_up_each_with_its_own_mean(tokens: Tokens) -> None:
@@ -94,7 +94,7 @@ def test_two_tasks_add_up_each_with_its_own_mean(tokens: Tokens) -> None:
     everything = np.arange(6)
     batch = collate(tokens, everything, tokens.task_tokens(everything), pad_id=0)
     expected = labels_loss(model, tokens, [0, 2, 4]) + labels_loss(model, tokens, [1, 3, 5])
-    assert float(StudentModule(model)(batch)) == pytest.approx(expected, abs=1e-5)
+    assert StudentModule(model)(batch).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 8])
@@ -105,7 +105,7 @@ def test_loss_and_gradient_do_not_depend_on_the_number_of_micro_batches(tokens: 
         losses = [module(collate(tokens, part, tokens.task_tokens(np.arange(6)), pad_id=0)) for part in parts]
         for loss in losses:
             loss.backward()
-        return float(sum(losses)), model.model.layers[0].mlp.up_proj.weight.grad
+        return sum(loss.item() for loss in losses), model.model.layers[0].mlp.up_proj.weight.grad
 
     parts = split_step(np.arange(6), tokens.lengths_E, max_tokens=64, num_parts=num_parts)
     whole, split = run([np.arange(6)]), run(parts)
@@ -118,7 +118,7 @@ def test_an_empty_micro_batch_has_loss_zero_and_gradients_of_zero_everywhere(tok
     batch = collate(tokens, np.zeros(0, dtype=np.int64), tokens.task_tokens(np.arange(6)), pad_id=0)
     loss = StudentModule(model)(batch)
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -128,7 +128,7 @@ def test_adapters_learn_and_the_base_is_left_alone(tokens: Tokens) -> None:
     assert module.head_is_separable
     examples = np.array([0, 2, 4])
     loss = module(collate(tokens, examples, tokens.task_tokens(examples), pad_id=0))
-    assert float(loss) == pytest.approx(labels_loss(model, tokens, [0, 2, 4]), abs=1e-5)
+    assert loss.item() == pytest.approx(labels_loss(model, tokens, [0, 2, 4]), abs=1e-5)
     loss.backward()
     assert {("lora" in name) for name, p in model.named_parameters() if p.grad is not None} == {True}
 
@@ -146,5 +146,5 @@ def test_a_t5_learns_with_the_loss_that_transformers_gives_it(tokens: Tokens) ->
         ids = torch.from_numpy(tokens.ids(e).astype(np.int64))[None]
         p = int(tokens.prompt_tokens_E[e])
         n = int(tokens.completion_tokens_E[e])
-        total, count = total + float(model(input_ids=ids[:, :p], labels=ids[:, p:]).loss) * n, count + n
-    assert float(StudentModule(model)(batch)) == pytest.approx(total / count, abs=1e-5)
+        total, count = total + model(input_ids=ids[:, :p], labels=ids[:, p:]).loss.item() * n, count + n
+    assert StudentModule(model)(batch).item() == pytest.approx(total / count, abs=1e-5)

@@ -1,0 +1,128 @@
+"""The whole chain on the demo model: vLLM teacher, DeepSpeed student, vLLM student, report, ask. One run, many looks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from distill_ray.demo.prepare import prepare_demo
+from distill_ray.pipeline.ask import stream_answer
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.run import run
+from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
+
+SETTINGS = [
+    "train.workers=2",
+    "train.cpus_per_worker=0.5",
+    "train.epochs=2",
+    "evaluate.engine=vllm",
+    "evaluate.max_rows=100",
+    "student.engine_kwargs={max_model_len: 512}",
+]
+
+
+@pytest.fixture(scope="module")
+def demo_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    base = tmp_path_factory.mktemp("demo")
+    config = prepare_demo(base / "input", num_rows=600, overrides=SETTINGS)
+    folder = RunFolder(base)
+    return folder, run(config, folder)
+
+
+def test_the_student_learns_without_the_context_what_the_teacher_does_with_it(
+    demo_run: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    _, metrics = demo_run
+    assert metrics["teacher"]["exact_match"] >= 0.9
+    assert metrics["student_before"]["exact_match"] <= 0.15
+    assert metrics["student_after"]["exact_match"] >= 0.9 * metrics["teacher"]["exact_match"]
+    assert metrics["student_after"]["loss"] < metrics["student_before"]["loss"]
+    assert metrics["prompt_tokens_before"] > 5 * metrics["prompt_tokens_after"]
+
+
+def test_the_metrics_file_keeps_its_contract(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = demo_run
+    assert folder.read_json("eval", "metrics.json") == metrics
+    assert metrics["num_rows"] == 100
+    for who in ("teacher", "student_before", "student_after"):
+        low, value, high = (metrics[who][f"exact_match{end}"] for end in ("_low", "", "_high"))
+        assert 0 <= low <= value <= high <= 1
+
+
+def test_the_manifest_keeps_its_contract(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    manifest = demo_run[0].manifest()
+    assert manifest["rows_in"] == manifest["rows_with_examples"] + manifest["rows_rejected"]
+    assert manifest["teacher_calls"] == manifest["rows_in"]
+    assert manifest["teacher_calls_replayed"] == 0
+    assert manifest["prompt_tokens"] > manifest["completion_tokens"] > 0
+    assert {"generate", "train", "evaluate"} <= manifest["seconds"].keys()
+    assert {"ray", "torch", "transformers", "deepspeed"} <= manifest["versions"].keys()
+
+
+def test_examples_and_rejects_have_their_schemas(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, _ = demo_run
+    for name, schema in (("examples", EXAMPLE_SCHEMA), ("rejects", REJECT_SCHEMA)):
+        for file in folder.list(name, suffix=".parquet"):
+            assert pq.read_schema(folder.path(name, file)).equals(schema)
+    rows = [record for table in folder.read_tables("examples") for record in table.to_pylist()]
+    assert all(len(row["completion"]) == 2 and len(row["messages"]) == 1 for row in rows)
+
+
+def test_the_learning_curve_is_written_and_falls(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, _ = demo_run
+    lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0] / 5
+    assert list(Path(folder.path("logs", "tensorboard")).rglob("events.*"))
+
+
+def test_the_report_tells_what_happened(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    report = demo_run[0].read_bytes("report.md").decode()
+    for part in ("## Result", "## Rows", "## Training", "## Who is taken for whom", "distill-ray"):
+        assert part in report
+
+
+def test_the_student_loads_in_plain_transformers(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    student = demo_run[0].path("student")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    prompt: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Wo ist der Bahnhof?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer.strip() == "de"
+
+
+def test_ask_streams_the_students_answer(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    async def answer() -> str:
+        return "".join([piece async for piece in stream_answer(demo_run[0], "Où est la gare ?", 16, 0.0)])
+
+    assert asyncio.run(answer()).strip() == "fr"
+
+
+def test_a_second_run_finds_everything_done(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    from distill_ray.config import load_config
+    from distill_ray.pipeline.generate import generate
+    from distill_ray.pipeline.train import train
+
+    folder, _ = demo_run
+    config = load_config(folder.path("config.yaml"))
+    before = folder.read_bytes("student", "model.safetensors")
+    assert generate(config, folder).teacher_calls == 0
+    train(config, folder)
+    assert folder.read_bytes("student", "model.safetensors") == before
+
+
+def test_the_terminal_hears_nothing_of_vllm_and_ray(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, _ = demo_run
+    logs = "".join(Path(p).read_text(errors="replace") for p in Path(folder.path("logs")).glob("engine-*.log"))
+    assert "vllm" in logs.lower()
