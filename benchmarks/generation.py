@@ -59,13 +59,12 @@ def run_ours(number: int) -> dict[str, float]:
 
 def run_vllm(number: int) -> dict[str, float]:
     """Plain vLLM."""
-    from distill_ray.models import DEMO_MODEL_PATH
     from vllm import LLM, SamplingParams
 
+    from distill_ray.models import DEMO_MODEL_PATH
+
     context, rows = chats(number)
-    conversations = [
-        [{"role": "system", "content": context}, {"role": "user", "content": row["text"]}] for row in rows
-    ]
+    conversations = [[{"role": "system", "content": context}, {"role": "user", "content": row["text"]}] for row in rows]
     llm = LLM(model=str(DEMO_MODEL_PATH), **ENGINE_ARGS)
     started = time.monotonic()
     outputs = llm.chat(conversations, SamplingParams(**SAMPLING), use_tqdm=False)
@@ -76,8 +75,9 @@ def run_vllm(number: int) -> dict[str, float]:
 def run_ray_data_llm(number: int) -> dict[str, float]:
     """Ray's own batch inference: chat template, tokenize, engine, detokenize stages."""
     import ray
-    from distill_ray.models import DEMO_MODEL_PATH
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    from distill_ray.models import DEMO_MODEL_PATH
 
     context, rows = chats(number)
     ray.init(address="local", include_dashboard=False, num_cpus=4)

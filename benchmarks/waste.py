@@ -195,8 +195,9 @@ def kill_engine(rows: int, kills: int, seed: int) -> dict[str, Any]:
 
         manifest = RunFolder(run_dir).manifest()
         figures = outcome(run_dir, rows)
-    return {"victim": "engine", "rows": rows, "kills": done, "calls": manifest["teacher_calls"] + manifest["engine_retries"],
-            "wasted": manifest["engine_retries"], "at_risk": done * concurrency, **figures}  # fmt: skip
+    repeated = manifest["engine_retries"]
+    return {"victim": "engine", "rows": rows, "kills": done, "calls": manifest["teacher_calls"] + repeated,
+            "wasted": repeated, "at_risk": done * concurrency, **figures}  # fmt: skip
 
 
 def main() -> None:
@@ -212,8 +213,11 @@ def main() -> None:
     result = kill(options.rows, options.kills, options.seed)
     print(json.dumps(result))
     holds = result["wasted"] <= result["at_risk"] and not result["lost"] and not result["doubled"]
-    print(f"wasted {result['wasted']} <= at risk {result['at_risk']}, lost {result['lost']}, doubled {result['doubled']}: "
-          f"{'holds' if holds else 'DOES NOT HOLD'}")  # fmt: skip
+    verdict = "holds" if holds else "DOES NOT HOLD"
+    print(
+        f"wasted {result['wasted']} <= at risk {result['at_risk']}, "
+        f"lost {result['lost']}, doubled {result['doubled']}: {verdict}"
+    )
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(0 if holds else 1)

@@ -35,9 +35,7 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
-RunDir = Annotated[
-    str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")
-]
+RunDir = Annotated[str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of each source.")]
 Overrides = Annotated[
     list[str] | None,
@@ -90,7 +88,8 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
         result = run_stage(loaded, folder, limit=limit)
     rejects = "".join(f", {reason} {count}" for reason, count in result.rejects.items())
     console.print(
-        f"rows in {result.rows_in} = with examples {result.rows_with_examples} + rejected {result.rows_rejected}{rejects}"
+        f"rows in {result.rows_in} = with examples {result.rows_with_examples} "
+        f"+ rejected {result.rows_rejected}{rejects}"
     )
     console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
     _wrote(f"{folder.root}/examples", f"distill-ray train {config} --run-dir {folder.root}")
@@ -251,8 +250,9 @@ def main() -> None:
     except Exception as error:
         path = Path(f"distill-ray-crash-{os.getpid()}.log")
         path.write_text(traceback.format_exc(), encoding="utf-8")
+        first_line = (str(error).splitlines() or [""])[0]
         errors.print(
-            f"[red]error:[/red] unexpected {type(error).__name__}: {escape(str(error).splitlines()[0] if str(error) else '')}"
+            f"[red]error:[/red] unexpected {type(error).__name__}: {escape(first_line)}"
             f"\n  This is a bug in distill-ray; the traceback is in {path}. Finished work is kept."
         )
         sys.exit(1)

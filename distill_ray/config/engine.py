@@ -66,7 +66,9 @@ class SamplingConfig(Config):
     @model_validator(mode="after")
     def _samples_differ(self) -> SamplingConfig:
         if self.temperature == 0 and self.n > 1:
-            raise ValueError(f"temperature 0 is greedy, so all n = {self.n} samples would be the same; raise it or set n: 1")
+            raise ValueError(
+                f"temperature 0 is greedy, so all n = {self.n} samples would be the same; raise it or set n: 1"
+            )
         return self
 
 
@@ -146,6 +148,7 @@ class VllmEngineConfig(_LocalModel):
 
     @property
     def capabilities(self) -> frozenset[str]:
+        """What this engine can do beside answering."""
         return frozenset({"generate", "top_logprobs", "structured", "score"})
 
     @model_validator(mode="after")
@@ -170,6 +173,7 @@ class HfEngineConfig(_LocalModel):
 
     @property
     def capabilities(self) -> frozenset[str]:
+        """What this engine can do beside answering."""
         return frozenset({"generate"})
 
 
@@ -204,6 +208,7 @@ class OpenAIEngineConfig(_EngineBase):
 
     @property
     def capabilities(self) -> frozenset[str]:
+        """What this engine can do beside answering."""
         return frozenset({"generate", "top_logprobs", "structured"})
 
 
@@ -247,6 +252,7 @@ class FakeEngineConfig(_EngineBase):
 
     @property
     def capabilities(self) -> frozenset[str]:
+        """What this engine can do beside answering."""
         return frozenset({"generate", "structured"})
 
 

@@ -1,6 +1,6 @@
 """Write `docs/configuration.md` from the models, so that every key is documented once: where it is declared.
 
-    python -m distill_ray.config.reference > docs/configuration.md
+python -m distill_ray.config.reference > docs/configuration.md
 """
 
 from __future__ import annotations

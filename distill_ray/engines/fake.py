@@ -88,19 +88,12 @@ class FakeEngine(Engine):
         for attempt in range(self.config.max_retries + 1):
             self.num_attempts += 1
             await asyncio.sleep(self.config.latency_s)
-            if (
-                not always_fails
-                and self._chance(f"transient {attempt}", prompt) >= self.config.transient_error_rate
-            ):
+            if not always_fails and self._chance(f"transient {attempt}", prompt) >= self.config.transient_error_rate:
                 return
             await asyncio.sleep(_BACKOFF_S)
-        raise TransientEngineError(
-            f"the fake engine failed on purpose (after {self.config.max_retries + 1} tries)"
-        )
+        raise TransientEngineError(f"the fake engine failed on purpose (after {self.config.max_retries + 1} tries)")
 
-    def _sample(
-        self, messages: Sequence[Message], prompt: bytes, sampling: SamplingConfig, index: int
-    ) -> Completion:
+    def _sample(self, messages: Sequence[Message], prompt: bytes, sampling: SamplingConfig, index: int) -> Completion:
         text = self._cut_at_stop(self._answer(messages, prompt, sampling, index), sampling.stop)
         words = text.split()
         finish_reason = "stop"
@@ -112,14 +105,11 @@ class FakeEngine(Engine):
             text=text if finish_reason == "stop" else " ".join(words),
             finish_reason=finish_reason,
             prompt_tokens=0,  # counted on the first sample of the call
-            completion_tokens=len(words)
-            + (finish_reason == "stop"),  # the end counts as one, as in a real model
+            completion_tokens=len(words) + (finish_reason == "stop"),  # the end counts as one, as in a real model
             sample_index=index,
         )
 
-    def _answer(
-        self, messages: Sequence[Message], prompt: bytes, sampling: SamplingConfig, index: int
-    ) -> str:
+    def _answer(self, messages: Sequence[Message], prompt: bytes, sampling: SamplingConfig, index: int) -> str:
         if self._chance("empty", prompt) < self.config.empty_rate:
             return ""
         if self._chance("refusal", prompt) < self.config.refusal_rate:

@@ -120,9 +120,7 @@ class HfEngine(Engine):
             self._ready.tokenizer, skip_prompt=not self._ready.is_seq2seq, skip_special_tokens=True
         )
         answer = asyncio.ensure_future(self._in_thread(self._ready.generate, [request], streamer))
-        answer.add_done_callback(
-            lambda _: streamer.text_queue.put_nowait(None)
-        )  # an error ends the stream too
+        answer.add_done_callback(lambda _: streamer.text_queue.put_nowait(None))  # an error ends the stream too
         self._open.add(request)
         sent = text = ""
         held_back = max((len(stop) for stop in sampling.stop), default=1) - 1  # may begin a stop string
@@ -164,9 +162,7 @@ class HfEngine(Engine):
         return self._model
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, functools.partial(function, *args)
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._thread, functools.partial(function, *args))
 
     def _request(self, messages: Sequence[Message], sampling: SamplingConfig, index: int) -> _Request:
         """Check and tokenise.
@@ -232,9 +228,7 @@ class _Model:
         # Replaced, for `generate` would mix the model's own sampling defaults into ours.
         self.model.generation_config = GenerationConfig(
             eos_token_id=sorted(self.end_ids),
-            pad_token_id=self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else min(self.end_ids),
+            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.end_ids),
             bos_token_id=defaults.bos_token_id,
             decoder_start_token_id=defaults.decoder_start_token_id,
             forced_bos_token_id=defaults.forced_bos_token_id,

@@ -63,5 +63,7 @@ def _check_teacher(config: RunConfig) -> str:
         key="teacher.model",
     )
     where = f"{teacher.num_gpus} GPUs per replica" if teacher.num_gpus else "CPU"
-    pool = f", {teacher.replicas.min} to {teacher.replicas.max} replicas" if isinstance(teacher, VllmEngineConfig) else ""
+    pool = (
+        f", {teacher.replicas.min} to {teacher.replicas.max} replicas" if isinstance(teacher, VllmEngineConfig) else ""
+    )
     return f"teacher `{teacher.model}` on {teacher.type}: tokenizer and chat template; {where}{pool}"

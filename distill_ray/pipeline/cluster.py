@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 import ray
+import ray.exceptions
 
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
@@ -42,7 +43,7 @@ def connected() -> Iterator[None]:
             address=address,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            **({"include_dashboard": False} if address == "local" else {}),
+            include_dashboard=False if address == "local" else None,
         )
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

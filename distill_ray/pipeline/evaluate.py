@@ -16,7 +16,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
+import ray.data
+import ray.exceptions
 
 from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.engines import make_engine
@@ -70,7 +73,7 @@ def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> l
     examples: dict[str, dict[str, Any]] = {}
     columns = ["row_id", "split", "messages", "completion", "reference", "sample_index"]
     for table in folder.read_tables("examples", columns=columns):
-        for record in table.filter(pa.compute.equal(table["split"], "test")).to_pylist():
+        for record in table.filter(pc.field("split") == "test").to_pylist():
             best = examples.get(record["row_id"])
             if best is None or record["sample_index"] < best["sample_index"]:
                 examples[record["row_id"]] = record
@@ -186,6 +189,7 @@ class AnswerWorker:
         self._starting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Answer one batch of {number, messages}."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._engine.start())
         await asyncio.shield(self._starting)
@@ -203,7 +207,9 @@ class AnswerWorker:
 # -- loss on the teacher's answers -----------------------------------------------------------------------------------
 
 
-def _score(config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str) -> None:
+def _score(
+    config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str
+) -> None:
     """Set `row[name]` to the mean nats per token of the teacher's answer under the student, for all rows."""
     if "loss" not in config.evaluate.metrics:
         for row in rows:
@@ -215,7 +221,9 @@ def _score(config: RunConfig, folder: RunFolder, student: RunFolder | None, rows
     task = ray.remote(_losses).options(num_cpus=1, num_gpus=_gpus(weights.model))
     try:
         losses = ray.get(
-            task.remote(folder, weights, _adapter(config, student), prompts, completions, config.train.max_tokens_per_batch)
+            task.remote(
+                folder, weights, _adapter(config, student), prompts, completions, config.train.max_tokens_per_batch
+            )
         )
     except ray.exceptions.RayError as error:
         raise own_error(error) or DistillError(f"scoring failed inside Ray: {error}") from None
@@ -223,7 +231,9 @@ def _score(config: RunConfig, folder: RunFolder, student: RunFolder | None, rows
         row[name] = float(loss)
 
 
-def _losses(folder: RunFolder, weights: Any, adapter: str | None, prompts: Any, completions: Any, max_tokens: int) -> Any:
+def _losses(
+    folder: RunFolder, weights: Any, adapter: str | None, prompts: Any, completions: Any, max_tokens: int
+) -> Any:
     from distill_ray.student.score import answer_losses
 
     redirect_output(folder, f"evaluate-loss-{os.getpid()}")

@@ -21,6 +21,8 @@ from functools import partial
 from typing import Any
 
 import ray
+import ray.data
+import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distill_ray.config import RunConfig, VllmEngineConfig
@@ -67,7 +69,8 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     recipe = make_recipe(config.recipe)
     fingerprint = generation_fingerprint(config)
     plan = plan_rows(config, recipe, folder, limit=limit)
-    markers = {p: _marker(folder, p) for p in range(plan.num_partitions)}
+    _clear_emptied(folder, plan)
+    markers = {info.index: _marker(folder, info.index) for info in plan.partitions if info.num_rows}
     todo = [p for p in markers if not _still_true(markers[p], plan, p, fingerprint)]
     done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
     state: dict[str, Any] = {}
@@ -97,6 +100,15 @@ def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
     return folder.read_json("done", name) if folder.exists("done", name) else None
 
 
+def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
+    """Drop what partitions without rows left behind when they had some."""
+    done = set(folder.list("done"))
+    for info in plan.partitions:
+        if not info.num_rows and f"{partition_name(info.index)}.json" in done:
+            for kind, suffix in (("done", ".json"), ("examples", ".parquet"), ("rejects", ".parquet")):
+                folder.delete(kind, partition_name(info.index) + suffix)
+
+
 def _still_true(marker: dict[str, Any] | None, plan: Plan, partition: int, fingerprint: str) -> bool:
     return (
         marker is not None
@@ -123,12 +135,16 @@ def _run_partitions(
     finished_rejects = Counter[str]()
     for marker in done.values():
         finished_rejects.update(marker["rejects"])
-    tally = ray.remote(Tally).options(num_cpus=0).remote(
-        rows_in=plan.rows_in,
-        max_reject_frac=config.generate.max_reject_frac,
-        max_tokens=config.generate.max_teacher_tokens,
-        rejects=dict(finished_rejects),
-        rows_done=finished_rows,
+    tally: Any = (
+        ray.remote(Tally)
+        .options(num_cpus=0)
+        .remote(
+            rows_in=plan.rows_in,
+            max_reject_frac=config.generate.max_reject_frac,
+            max_tokens=config.generate.max_teacher_tokens,
+            rejects=dict(finished_rejects),
+            rows_done=finished_rows,
+        )
     )
     replicas = config.teacher.replicas
     open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // replicas.max)))
@@ -195,7 +211,7 @@ def _shown(tally: Any, progress: Progress) -> Iterator[None]:
 
     def show() -> None:
         try:
-            state = ray.get(tally.state.remote(), timeout=5)
+            state: dict[str, Any] = ray.get(tally.state.remote(), timeout=5)
         except ray.exceptions.RayError:
             return  # the display must never be what ends a run
         progress.update(

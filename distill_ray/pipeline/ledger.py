@@ -199,7 +199,6 @@ class LedgeredEngine:
 def _table(calls: Sequence[tuple[bytes, Completion]]) -> pa.Table:
     records = []
     for key, c in calls:
-        has_topk = c.topk_logprobs is not None
         records.append(
             {
                 "key": key,
@@ -210,9 +209,9 @@ def _table(calls: Sequence[tuple[bytes, Completion]]) -> pa.Table:
                 "completion_tokens": c.completion_tokens,
                 "sample_index": c.sample_index,
                 "token_ids": c.token_ids,
-                "topk_width": c.topk_logprobs.shape[1] if has_topk else None,
+                "topk_width": c.topk_logprobs.shape[1] if c.topk_logprobs is not None else None,
                 "topk_ids": c.topk_ids.ravel() if c.topk_ids is not None else None,
-                "topk_logprobs": c.topk_logprobs.ravel() if has_topk else None,
+                "topk_logprobs": c.topk_logprobs.ravel() if c.topk_logprobs is not None else None,
             }
         )
     return pa.Table.from_pylist(records, schema=CALL_SCHEMA)

@@ -30,9 +30,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table of foreign text, left-aligned."""
     rule = ["---" for _ in header]
-    return "\n".join(
-        f"| {' | '.join(line)} |" for line in [header, rule, *([*map(cell, row)] for row in rows)]
-    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *([*map(cell, row)] for row in rows)])
 
 
 def code(text: str, language: str = "") -> str:

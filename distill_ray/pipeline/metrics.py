@@ -75,21 +75,17 @@ class Confusion:
     other: list[int]
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 
 def confusion(answers: Sequence[str], expected: Sequence[str]) -> Confusion | None:
     """Who is taken for whom; None unless this is a labelling task: few short labels, some of them twice."""
     rows = [
-        (" ".join(answer.split()), " ".join(label.split()))
-        for answer, label in zip(answers, expected, strict=True)
+        (" ".join(answer.split()), " ".join(label.split())) for answer, label in zip(answers, expected, strict=True)
     ]
     labels = sorted({label for _, label in rows})
-    if (
-        not 2 <= len(labels) <= MAX_LABELS
-        or len(labels) == len(rows)
-        or max(map(len, labels)) > MAX_LABEL_CHARS
-    ):
+    if not 2 <= len(labels) <= MAX_LABELS or len(labels) == len(rows) or max(map(len, labels)) > MAX_LABEL_CHARS:
         return None
     times = Counter(rows)
     counts = [[times[answer, label] for answer in labels] for label in labels]

@@ -149,8 +149,7 @@ def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[
     """Columns that must be there -> the config key that says so."""
     in_query = columns_of(config.recipe.query)
     needed = {
-        column: "recipe.query" if column in in_query else "recipe.context.column"
-        for column in sorted(recipe.columns)
+        column: "recipe.query" if column in in_query else "recipe.context.column" for column in sorted(recipe.columns)
     }
     if config.data.id is not None:
         needed.setdefault(config.data.id, "data.id")

@@ -137,13 +137,9 @@ def _text_id(columns: dict[str, Any], column: str) -> str:
     value = columns[column]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         kind = "empty" if isinstance(value, str) else kind_of(value)
-        raise RowError(
-            RejectReason.NOT_TEXT, f"column `{column}` (data.id) is {kind}, expected text or a number"
-        )
+        raise RowError(RejectReason.NOT_TEXT, f"column `{column}` (data.id) is {kind}, expected text or a number")
     return str(value)
 
 
 def _hash64(text: str, person: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode(), digest_size=8, person=person.encode()).digest(), "big"
-    )
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=person.encode()).digest(), "big")

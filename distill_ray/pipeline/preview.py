@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import ray.exceptions
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -55,8 +56,10 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
     by_id = {row.row_id: (row, answer) for row, answer in zip(rows, answers, strict=True)}
     for record in records:
         if record["row_id"] not in by_id:
-            console.print(f"[red]rejected[/red] {escape(record['source'])}: {record['reject_reason']}: "
-                          f"{escape(record['reject_detail'])}")
+            console.print(
+                f"[red]rejected[/red] {escape(record['source'])}: {record['reject_reason']}: "
+                f"{escape(record['reject_detail'])}"
+            )
             continue
         row, (raw, learned) = by_id[record["row_id"]]
         try:

@@ -92,7 +92,9 @@ class Progress:
         if self._base is None and done > 0:
             self._base = (time.monotonic(), done)  # start-up and replayed work are no measure of the speed to come
         self.done = done
-        self.figures = {name.replace("_", " "): str(value) for name, value in figures.items() if value not in ("", None)}
+        self.figures = {
+            name.replace("_", " "): str(value) for name, value in figures.items() if value not in ("", None)
+        }
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
@@ -124,7 +126,9 @@ class Progress:
         for name, value in self.figures.items():
             table.add_row(name, value)
         eta = self._eta_s()
-        table.add_row("elapsed", duration(time.monotonic() - self._started) + (f"   ETA {duration(eta)}" if eta else ""))
+        table.add_row(
+            "elapsed", duration(time.monotonic() - self._started) + (f"   ETA {duration(eta)}" if eta else "")
+        )
         return table
 
 

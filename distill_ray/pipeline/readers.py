@@ -162,8 +162,7 @@ def _csv_header(file: SourceFile, reader: Any) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f"{file.url}: the first line has {', '.join(map(repr, twice))} twice; "
-            "it must name the columns, each once"
+            f"{file.url}: the first line has {', '.join(map(repr, twice))} twice; it must name the columns, each once"
         )
     return names
 
@@ -245,6 +244,4 @@ def _translated(file: SourceFile) -> Iterator[None]:
             "write it again, or say what it is in data.format"
         ) from error
     except LookupError as error:
-        raise DataError(
-            f"{file.url}: {error}; data.encoding must name an encoding that Python knows"
-        ) from error
+        raise DataError(f"{file.url}: {error}; data.encoding must name an encoding that Python knows") from error

@@ -75,9 +75,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "Not evaluated yet: run `distill-ray evaluate`."
-    scores = [
-        f"{name} {metrics[role]['exact_match']:.3f}" for role, name in ROLES.items() if metrics.get(role)
-    ]
+    scores = [f"{name} {metrics[role]['exact_match']:.3f}" for role, name in ROLES.items() if metrics.get(role)]
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     return (
         f"`{config.student.model}` learned from `{config.teacher.model}` to answer without the context. "
@@ -175,10 +173,7 @@ def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     text += f" (validation loss {loss:.4f})." if isinstance(loss, float) else "."
     curve = _curve(folder, last_step=figures.get("steps"))
     if curve:
-        rows = [
-            [str(step), *(_loss(point.get(name)) for name in ("loss", "validation_loss"))]
-            for step, point in curve
-        ]
+        rows = [[str(step), *(_loss(point.get(name)) for name in ("loss", "validation_loss"))] for step, point in curve]
         text += "\n\n" + table(["step", "training loss", "validation loss"], rows)
     return text
 
@@ -237,9 +232,7 @@ def _worst(folder: RunFolder, config: RunConfig) -> str:
         names.remove("reference")
         header.remove("reference")
     shown = [[row[name] for name in names] for row in wrong[: config.evaluate.worst]]
-    return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(
-        header, shown
-    )
+    return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(header, shown)
 
 
 def _cost(manifest: Mapping[str, Any]) -> str:
@@ -261,9 +254,7 @@ def _cost(manifest: Mapping[str, Any]) -> str:
 def _reproduce(folder: RunFolder, config: RunConfig, manifest: Mapping[str, Any]) -> str:
     config_path, run_dir = shlex.quote(folder.url("config.yaml")), shlex.quote(f"runs/{config.name}-again")
     commands = [f"distill-ray run {config_path} --run-dir {run_dir}", "", "# or stage by stage"]
-    commands += [
-        f"distill-ray {name} {config_path} --run-dir {run_dir}" for name in ("generate", "train", "evaluate")
-    ]
+    commands += [f"distill-ray {name} {config_path} --run-dir {run_dir}" for name in ("generate", "train", "evaluate")]
     facts: list[Sequence[object]] = [["config.yaml", _hash_of(folder, "config.yaml")]]
     facts += [["rows", _hash_of(folder, "rows", "plan.json")]]
     facts += [["training", manifest.get("train", {}).get("fingerprint", NOT_THERE)]]

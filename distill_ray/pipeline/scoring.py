@@ -68,10 +68,7 @@ def score_predictions(
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
-        **{
-            f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored])
-            for when in STUDENTS
-        },
+        **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
     }
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None

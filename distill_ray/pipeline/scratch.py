@@ -58,9 +58,7 @@ class Scratch:
             finally:
                 scratch._db.close()
         except sqlite3.Error as error:
-            raise RunFolderError(
-                f"{path}: cannot sort the input there ({error}); check the disk's space"
-            ) from error
+            raise RunFolderError(f"{path}: cannot sort the input there ({error}); check the disk's space") from error
         finally:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -54,6 +54,7 @@ class SourceFile:
 
     @property
     def is_compressed(self) -> bool:
+        """Whether it is gzip."""
         return self.path.endswith(".gz")
 
 
@@ -83,8 +84,7 @@ def resolve(source: Source, *, format: Format = "auto", key: str = "data.source"
         raise DataError(f"{key}: names no file; give a file, a glob or a folder")
     labels = _labels([path for _, path in found.values()])
     return [
-        _source_file(fs, path, label, format, key)
-        for (fs, path), label in zip(found.values(), labels, strict=True)
+        _source_file(fs, path, label, format, key) for (fs, path), label in zip(found.values(), labels, strict=True)
     ]
 
 
@@ -103,11 +103,7 @@ def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
         files = _data_files(fs, [match for match in matches if match not in folders], "", format)
         if files:
             return files
-        problem = (
-            f"the glob matches only {_some(matches)}, no data file"
-            if matches
-            else "no file matches this glob"
-        )
+        problem = f"the glob matches only {_some(matches)}, no data file" if matches else "no file matches this glob"
         raise DataError(f"{where}: {problem}{_neighbours(fs, path)}")
     raise DataError(f"{where}: no such file{_neighbours(fs, path)}")
 
@@ -138,11 +134,7 @@ def _source_file(fs: Any, path: str, label: str, format: Format, key: str) -> So
         return SourceFile(fs, path, label, kind, 0, _lance_version(fs, path))
     info = fs.info(path)
     version = next(
-        (
-            info[name]
-            for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
-            if name in info
-        ),
+        (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if name in info),
         "",
     )
     return SourceFile(fs, path, label, kind, int(info.get("size") or 0), str(version))
@@ -153,9 +145,7 @@ def _lance_version(fs: Any, path: str) -> str:
     try:
         found = fs.ls(posixpath.join(path, "_versions"), detail=True)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: not a Lance data set (it has no _versions folder); check the path"
-        ) from error
+        raise DataError(f"{path}: not a Lance data set (it has no _versions folder); check the path") from error
     manifests = sorted((str(i.get("mtime") or i.get("LastModified") or ""), i["name"]) for i in found)
     return repr(manifests[-1]) if manifests else ""
 

@@ -70,9 +70,7 @@ class Tally:
         rejects = self._rejects()
         counted = sum(n for reason, n in rejects.items() if reason not in self.NOT_COUNTED)
         if counted > self._max_reject_frac * self._rows_in:
-            raise TooManyRejects(
-                self.message(counted, self._rows_in, self._max_reject_frac, rejects, self._samples)
-            )
+            raise TooManyRejects(self.message(counted, self._rows_in, self._max_reject_frac, rejects, self._samples))
         return self._max_tokens is not None and self._tokens("paid_tokens") >= self._max_tokens
 
     def state(self) -> dict[str, Any]:

@@ -72,8 +72,7 @@ def array_elements(file: SourceFile, encoding: str) -> Iterator[Any]:
 
     def broken(why: object) -> DataError:
         return DataError(
-            f"{file.url}: broken JSON array after element {num_done} ({why}); "
-            "mend it, or write one object per line"
+            f"{file.url}: broken JSON array after element {num_done} ({why}); mend it, or write one object per line"
         )
 
     if cursor.take() != "[":

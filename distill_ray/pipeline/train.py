@@ -27,7 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TrainConfig
 from distill_ray.errors import ConfigError, DistillError, TrainingError
-from distill_ray.models import DEMO_MODEL, resolve_model
+from distill_ray.models import DEMO_MODEL, model_identity
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
@@ -89,24 +89,12 @@ def run_fingerprint(config: RunConfig, tokens: TokenizedRun) -> str:
         to_json(
             {
                 "student": student,
-                "weights": model_identity(config.student),
+                "weights": model_identity(config.student.model, config.student.revision),
                 "train": config.train.model_dump(exclude=_EXECUTION_KEYS),
                 "tokens": tokens.name,
             }
         ).encode()
     ).hexdigest()[:16]
-
-
-def model_identity(student: StudentConfig) -> str:
-    """Names the weights that training starts from: of a folder, its files; of a hub model, id and revision."""
-    path = Path(resolve_model(student.model, key="student.model"))
-    if not path.is_dir():
-        return f"{student.model}@{student.revision}"
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*")):
-        if file.suffix in {".json", ".safetensors"}:
-            digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 # -- before --------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class PartitionWorker:
         self._budget_spent = False
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Work through the partitions of a batch; yields each one's index when its files are written."""
         for partition in batch["partition"].tolist():
             await self._run(partition)
             yield {"partition": [partition]}
@@ -133,9 +134,7 @@ class PartitionWorker:
         pending = set(tasks)
         last = 0.0
         while pending:
-            done, pending = await asyncio.wait(
-                pending, timeout=REPORT_EVERY_S, return_when=asyncio.FIRST_EXCEPTION
-            )
+            done, pending = await asyncio.wait(pending, timeout=REPORT_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()  # an engine that is unavailable, a broken disk: ends the run
             self._flusher.check()
@@ -186,9 +185,7 @@ class PartitionWorker:
             raise TokenBudgetSpent
         self._flusher.check()
 
-    def _write(
-        self, partition: int, results: list[list[Example] | Reject], figures: Figures, ledger: Ledger
-    ) -> None:
+    def _write(self, partition: int, results: list[list[Example] | Reject], figures: Figures, ledger: Ledger) -> None:
         """Outputs first, marker last: a partition killed in between is done again, from the ledger."""
         name = partition_name(partition)
         self._folder.delete("done", f"{name}.json")

@@ -97,18 +97,14 @@ class ContextRecipe:
             raise RowError(RejectReason.MISSING_COLUMN, f"no column `{column}` (recipe.context.column)")
         value = row.columns[column]
         if not isinstance(value, str):
-            raise RowError(
-                RejectReason.NOT_TEXT, f"column `{column}` (the context) is {kind_of(value)}, expected text"
-            )
+            raise RowError(RejectReason.NOT_TEXT, f"column `{column}` (the context) is {kind_of(value)}, expected text")
         return value
 
     def _judge(self, sample: Completion) -> str | RowError:
         """The completion to learn, or why this sample is no good."""
         text = sample.text.strip()
         if sample.finish_reason == "length":
-            return RowError(
-                RejectReason.CUT_OFF, f"cut off after {sample.completion_tokens} tokens: {_show(text)}"
-            )
+            return RowError(RejectReason.CUT_OFF, f"cut off after {sample.completion_tokens} tokens: {_show(text)}")
         if sample.finish_reason == "abort":
             return RowError(RejectReason.ENGINE_ERROR, "the engine gave up on this request")
         if sample.finish_reason == "content_filter":
@@ -162,13 +158,9 @@ def _read_text(path: str) -> str:
         fs, name = fsspec.core.url_to_fs(path)
         data = fs.cat_file(name)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{where}: no such file; relative paths start at the config file's folder"
-        ) from error
+        raise ConfigError(f"{where}: no such file; relative paths start at the config file's folder") from error
     except OSError as error:
-        raise ConfigError(
-            f"{where}: cannot read it ({error.strerror or error}); give a readable text file"
-        ) from error
+        raise ConfigError(f"{where}: cannot read it ({error.strerror or error}); give a readable text file") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
 from distill_ray.demo.prepare import prepare_demo
 from distill_ray.pipeline.ask import stream_answer
 from distill_ray.pipeline.folder import RunFolder
@@ -95,7 +96,10 @@ def test_the_student_loads_in_plain_transformers(demo_run: tuple[RunFolder, dict
     tokenizer = AutoTokenizer.from_pretrained(student)
     model = AutoModelForCausalLM.from_pretrained(student)
     prompt: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Wo ist der Bahnhof?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": "Wo ist der Bahnhof?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     output = model.generate(**prompt, max_new_tokens=8, do_sample=False)
     answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

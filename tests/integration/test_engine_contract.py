@@ -26,12 +26,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from benchmarks.waste import engine_cores
 from distill_ray.config.engine import EngineConfig, SamplingConfig
 from distill_ray.engines import Engine, make_engine
 from distill_ray.errors import RequestRejected
 from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer
 from distill_ray.records import Completion, Message, RejectReason
-from benchmarks.waste import engine_cores
 from tests.unit.scripted_server import ScriptedServer
 
 KEY = "sk-canary-0123456789"
@@ -125,9 +125,7 @@ def build(name: str, stack: ExitStack, tiny_model: Path, folder: Path) -> dict[s
         "hf": lambda: {"type": "hf", "model": str(tiny_model), "gpus": 0},
         "hf-demo": lambda: {"type": "hf", "model": "demo"},
         "vllm": lambda: {"type": "vllm", "model": model, "gpus": 0, "engine_kwargs": vllm_kwargs},
-        "openai-scripted": lambda: (
-            openai | {"base_url": stack.enter_context(ScriptedServer()).base_url, "model": "m"}
-        ),
+        "openai-scripted": lambda: openai | {"base_url": stack.enter_context(ScriptedServer()).base_url, "model": "m"},
         "openai-vllm": lambda: (
             openai
             | {
@@ -214,9 +212,7 @@ def test_the_engine_goes_on_after_a_rejected_request(subject: Subject) -> None:
 
 def test_many_concurrent_requests_come_back_each_to_its_own_caller(subject: Subject) -> None:
     # Each with a seed of its own, so that answers differ even where the questions look alike to the model.
-    requests = [
-        (f"Write sentence number {i}.", SAMPLED.model_copy(update={"n": 1, "seed": i})) for i in range(40)
-    ]
+    requests = [(f"Write sentence number {i}.", SAMPLED.model_copy(update={"n": 1, "seed": i})) for i in range(40)]
 
     async def together() -> list[list[Completion]]:
         return await asyncio.gather(*(subject.engine.generate(user(text), s) for text, s in requests))

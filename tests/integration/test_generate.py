@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import EngineUnavailable, TooManyRejects
 from distill_ray.pipeline.folder import RunFolder

@@ -50,9 +50,7 @@ def answer_chat(body: dict[str, Any], **message: Any) -> Reply:
     """
     words = " ".join(m["content"] for m in body["messages"]).split()
     if len(words) > MAX_WORDS:
-        return error(
-            400, f"This model's maximum context length is {MAX_WORDS} tokens.", "context_length_exceeded"
-        )
+        return error(400, f"This model's maximum context length is {MAX_WORDS} tokens.", "context_length_exceeded")
     choices = [_choice(body, i, message) for i in range(body.get("n", 1))]
     usage = {
         "prompt_tokens": len(words),
@@ -71,9 +69,7 @@ def _choice(body: dict[str, Any], index: int, message: Mapping[str, Any]) -> dic
     }
     if body.get("logprobs"):
         tops = [{"token": f"t{k}", "logprob": -0.5 - k} for k in range(body["top_logprobs"])]
-        choice["logprobs"] = {
-            "content": [{"token": w, "logprob": -0.5, "top_logprobs": tops} for w in text.split()]
-        }
+        choice["logprobs"] = {"content": [{"token": w, "logprob": -0.5, "top_logprobs": tops} for w in text.split()]}
     return choice
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from distill_ray.config import OpenAIEngineConfig, VllmEngineConfig, load_config, parse_config
 from distill_ray.errors import ConfigError
 

@@ -177,10 +177,7 @@ def test_importing_the_package_and_making_a_fake_loads_nothing_heavy() -> None:
         "from distill_ray.config.engine import FakeEngineConfig; make_engine(FakeEngineConfig()); "
         "print([m for m in ('torch', 'vllm', 'openai', 'transformers', 'ray') if m in sys.modules])"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_missing_package_is_a_config_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

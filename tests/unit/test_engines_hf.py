@@ -52,7 +52,7 @@ def test_a_batch_of_unlike_requests_gives_what_each_gives_alone(
 ) -> None:
     texts = ["x" * length for length in (1, 3, 8, 21, 55, 144)]
     samplings = [
-        SamplingConfig(temperature=temperature and 0.5 + i / 10, max_tokens=3 + 2 * i, seed=i, n=1 + i % 2)
+        SamplingConfig(temperature=temperature and 0.5 + i / 10, max_tokens=3 + 2 * i, seed=i, n=1 + i % 2 if temperature else 1)
         for i in range(len(texts))
     ]
 
@@ -102,9 +102,7 @@ def test_a_stop_string_ends_the_row_and_is_no_part_of_the_text(tiny_model: Path)
 
 def test_a_sample_is_a_function_of_its_seed(tiny_model: Path) -> None:
     def texts(**sampling: Any) -> list[str]:
-        return [
-            s.text for s in ask(tiny_model, "hi", SamplingConfig(temperature=1.0, max_tokens=8, **sampling))
-        ]
+        return [s.text for s in ask(tiny_model, "hi", SamplingConfig(temperature=1.0, max_tokens=8, **sampling))]
 
     four = texts(n=4, seed=10)
     assert len(set(four)) > 1
@@ -126,9 +124,7 @@ def test_samples_follow_the_tempered_nucleus_distribution() -> None:
             (),
             {"sampling": SamplingConfig(temperature=2.0, top_p=0.8), "max_new_tokens": 1, "draws": draw},
         )
-        for draw in [
-            lambda self=None, u=u: np.array([u], np.float32) for u in (np.arange(10_000) + 0.5) / 10_000
-        ]
+        for draw in [lambda self=None, u=u: np.array([u], np.float32) for u in (np.arange(10_000) + 0.5) / 10_000]
     ]
     logits = torch.tensor([4.0, 2.0, 1.0, -2.0]).repeat(10_000, 1)
     chosen = _Sampler(rows, 5)(torch.zeros(10_000, 5), logits).argmax(-1)
@@ -143,9 +139,7 @@ def test_text_that_spells_a_control_token_stays_text(tiny_model: Path) -> None:
 
 
 def test_text_that_spells_the_end_stays_text_for_t5(tiny_t5: Path) -> None:
-    assert (
-        ask(tiny_t5, "xxxx")[0].prompt_tokens == ask(tiny_t5, "</s>")[0].prompt_tokens == 5
-    )  # the end included
+    assert ask(tiny_t5, "xxxx")[0].prompt_tokens == ask(tiny_t5, "</s>")[0].prompt_tokens == 5  # the end included
 
 
 def test_an_encoder_decoder_reads_the_contents_joined_by_blank_lines(tiny_t5: Path) -> None:
@@ -186,9 +180,7 @@ def test_a_stream_is_the_answer_in_pieces(fixture: str, request: pytest.FixtureR
 def test_a_stream_never_shows_the_stop_string(tiny_model: Path) -> None:
     async def use(engine: HfEngine) -> tuple[list[str], str]:
         [whole] = await engine.generate(user("hello"), GREEDY)
-        return await collect(
-            engine, "hello", GREEDY.model_copy(update={"stop": [whole.text[4:6]]})
-        ), whole.text
+        return await collect(engine, "hello", GREEDY.model_copy(update={"stop": [whole.text[4:6]]})), whole.text
 
     pieces, text = with_engine(tiny_model, use)
     assert "".join(pieces) == text[: text.index(text[4:6])]
@@ -222,9 +214,7 @@ def test_a_failing_batch_fails_its_callers_and_not_the_engine(tiny_model: Path) 
     async def use(engine: HfEngine) -> None:
         works = engine._model.model.generate
         engine._model.model.generate = _fail
-        failures = await asyncio.gather(
-            *(engine.generate(user(t), GREEDY) for t in "ab"), return_exceptions=True
-        )
+        failures = await asyncio.gather(*(engine.generate(user(t), GREEDY) for t in "ab"), return_exceptions=True)
         assert [str(f) for f in failures] == ["generate failed (device lost)"] * 2
         engine._model.model.generate = works
         assert await engine.generate(user("a"), GREEDY)
@@ -293,9 +283,7 @@ def test_adapters_change_the_answer_and_the_identity(tiny_model: Path, tmp_path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(tmp_path)
 
     async def use(engine: HfEngine) -> tuple[str, str]:

@@ -206,9 +206,7 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: flo
         (error(400, "flagged", "content_filter"), RequestRejected, "refused: "),
     ],
 )
-def test_a_failure_that_cannot_pass_is_tried_once(
-    failure: Reply, error_class: type[EngineError], says: str
-) -> None:
+def test_a_failure_that_cannot_pass_is_tried_once(failure: Reply, error_class: type[EngineError], says: str) -> None:
     with ScriptedServer([failure] * 9) as server:
         with pytest.raises(error_class) as caught:
             ask(server)
@@ -285,9 +283,7 @@ def test_a_server_without_a_list_of_models_is_fine(status: int) -> None:
 
 def test_a_wrong_key_is_noticed_at_the_start() -> None:
     with ScriptedServer(models=error(401, f"wrong: {KEY}")) as server:
-        with pytest.raises(
-            EngineUnavailable, match="401 wrong: .*; the key in the environment variable"
-        ) as caught:
+        with pytest.raises(EngineUnavailable, match="401 wrong: .*; the key in the environment variable") as caught:
             start(server)
         assert len(server.requests) == 1
         assert_no_key(caught.value)
@@ -314,9 +310,7 @@ def test_a_server_that_is_still_loading_is_waited_for() -> None:
 
 
 def test_the_request_holds_what_the_config_says() -> None:
-    sampling = SamplingConfig(
-        temperature=0.5, top_p=0.9, max_tokens=7, n=3, stop=["\n"], seed=40, top_logprobs=2
-    )
+    sampling = SamplingConfig(temperature=0.5, top_p=0.9, max_tokens=7, n=3, stop=["\n"], seed=40, top_logprobs=2)
     with ScriptedServer() as server:
         ask(server, sampling, first_sample=1, extra_body={"min_p": 0.1})
         assert server.chats == [
@@ -449,9 +443,7 @@ def test_top_logprobs_are_sorted_and_of_one_width() -> None:
 
 
 def test_token_ids_are_kept_where_the_server_gives_them() -> None:
-    content = [
-        {"token": "token_id:5", "top_logprobs": [{"token": f"token_id:{i}", "logprob": -i} for i in (5, 6)]}
-    ]
+    content = [{"token": "token_id:5", "top_logprobs": [{"token": f"token_id:{i}", "logprob": -i} for i in (5, 6)]}]
     choice = {
         "index": 0,
         "finish_reason": "stop",
@@ -559,11 +551,7 @@ def test_concurrency_adapts_to_a_server_that_throttles() -> None:
         return engine.limiter.limit
 
     def chat(body: dict[str, Any]) -> Reply:
-        return (
-            error(429, "slow down", **{"retry-after": "0.01"})
-            if server.num_in_flight > 2
-            else answer_chat(body)
-        )
+        return error(429, "slow down", **{"retry-after": "0.01"}) if server.num_in_flight > 2 else answer_chat(body)
 
     with ScriptedServer(chat=chat, latency_s=0.005) as server:
         assert asyncio.run(run(server)) < 8

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from distill_ray.errors import RunFolderError
 from distill_ray.pipeline.folder import RunFolder
 
@@ -57,7 +58,7 @@ def test_a_folder_survives_pickling(folder: RunFolder) -> None:
 
 
 def test_an_object_store_behaves_like_a_disk() -> None:
-    folder = RunFolder("memory://bucket/run")
+    folder = RunFolder("memory://test-folder/run")
     folder.write_json({"a": 1}, "eval", "metrics.json")
     folder.write_table(pa.table({"a": [1, 2]}), "rows", "00000.parquet")
     folder.append_metrics({"stage": "train"})

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from distill_ray.config import SamplingConfig
 from distill_ray.engines.base import Engine
 from distill_ray.errors import RunFolderError, TransientEngineError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine, call_key
 from distill_ray.records import Completion, Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 class Echo(Engine):
@@ -202,7 +203,9 @@ def test_a_ledger_of_another_version_is_refused_by_name(folder: RunFolder) -> No
         max_size=30,
     )
 )
-def test_whatever_is_flushed_survives_any_sequence_of_kills(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
+def test_whatever_is_flushed_survives_any_sequence_of_kills(
+    tmp_path_factory: pytest.TempPathFactory, steps: list
+) -> None:
     folder = RunFolder(tmp_path_factory.mktemp("ledger"))
     ledger = Ledger(folder, 0)
     buffered: set[bytes] = set()

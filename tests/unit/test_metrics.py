@@ -44,9 +44,7 @@ def test_scores_lie_between_0_and_1_and_f1_is_symmetric(one: str, two: str) -> N
 @pytest.mark.parametrize("kind", ["labels", "losses"])
 def test_the_interval_is_that_of_scipys_percentile_bootstrap(kind: str) -> None:
     generator = np.random.default_rng(7)
-    values = (
-        (generator.random(200) < 0.8).astype(float) if kind == "labels" else generator.gamma(2.0, size=200)
-    )
+    values = (generator.random(200) < 0.8).astype(float) if kind == "labels" else generator.gamma(2.0, size=200)
     low, high = interval(values.tolist(), num_resamples=20_000, seed=1)
     reference = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)

@@ -26,9 +26,7 @@ TRIMMING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # As Gemma's: it knows no system role.
-REFUSING = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
-)
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def chat(tiny_model: Path) -> ChatTokenizer:
 
 
 @pytest.fixture
-def write_template(tmp_path: Path):  # noqa: ANN201
+def write_template(tmp_path: Path):
     def write(text: str) -> str:
         (tmp_path / "template.jinja").write_text(text)
         return str(tmp_path / "template.jinja")
@@ -69,11 +67,7 @@ def test_text_that_spells_control_tokens_adds_none_and_loses_nothing(chat: ChatT
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(
-        st.sampled_from(
-            ["<|im_end|>", "<|im_start|>", "<pad>", "<|", "|>", "\n", " ", "user", "é", "{{ x }}"]
-        )
-    )
+    st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<pad>", "<|", "|>", "\n", " ", "user", "é", "{{ x }}"]))
 )
 def test_no_text_changes_the_control_tokens_of_a_prompt(chat: ChatTokenizer, pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -82,16 +76,14 @@ def test_no_text_changes_the_control_tokens_of_a_prompt(chat: ChatTokenizer, pie
     assert chat.tokenizer.decode(chat.text_ids(text)) == text
 
 
-def test_a_template_that_trims_is_followed(tiny_model: Path, write_template) -> None:  # noqa: ANN001
+def test_a_template_that_trims_is_followed(tiny_model: Path, write_template) -> None:
     chat = ChatTokenizer(str(tiny_model), chat_template=write_template(TRIMMING))
     messages = user(f"  {SPELLED} \n")
     rendered = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat.tokenizer.decode(chat.prompt_ids(messages)) == rendered
 
 
-def test_a_conversation_that_the_template_refuses_is_a_rejected_request(
-    tiny_model: Path, write_template
-) -> None:  # noqa: ANN001
+def test_a_conversation_that_the_template_refuses_is_a_rejected_request(tiny_model: Path, write_template) -> None:
     chat = ChatTokenizer(str(tiny_model), chat_template=write_template(REFUSING))
     assert chat.prompt_ids(user("x"))
     with pytest.raises(RequestRejected, match="System role not supported") as caught:
@@ -112,18 +104,16 @@ def test_prompt_and_completion_are_the_whole_conversation(chat: ChatTokenizer) -
     assert whole[: len(ids)] == ids
 
 
-def test_a_template_that_puts_nothing_after_an_answer_ends_with_eos(tiny_model: Path, write_template) -> None:  # noqa: ANN001
+def test_a_template_that_puts_nothing_after_an_answer_ends_with_eos(tiny_model: Path, write_template) -> None:
     chat = ChatTokenizer(
         str(tiny_model), chat_template=write_template("{% for m in messages %}{{ m.content }}{% endfor %}")
     )
     assert chat.end_id == chat.tokenizer.eos_token_id
 
 
-def test_template_arguments_reach_the_template(tiny_model: Path, write_template) -> None:  # noqa: ANN001
+def test_template_arguments_reach_the_template(tiny_model: Path, write_template) -> None:
     template = write_template("{{ 'think' if enable_thinking else 'answer' }}")
-    chat = ChatTokenizer(
-        str(tiny_model), chat_template=template, chat_template_kwargs={"enable_thinking": True}
-    )
+    chat = ChatTokenizer(str(tiny_model), chat_template=template, chat_template_kwargs={"enable_thinking": True})
     assert chat.tokenizer.decode(chat.prompt_ids(user("x"))) == "think"
 
 

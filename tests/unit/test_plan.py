@@ -31,9 +31,7 @@ class Bench:
 
     def write(self, name: str, records: list[Any] | str) -> str:
         path = self.folder / name
-        lines = (
-            records if isinstance(records, str) else "".join(json.dumps(record) + "\n" for record in records)
-        )
+        lines = records if isinstance(records, str) else "".join(json.dumps(record) + "\n" for record in records)
         path.write_text(lines, encoding="utf-8")
         return str(path)
 
@@ -71,9 +69,7 @@ MANY = texts(*(f"query {i}" for i in range(300)))
 
 def test_a_planned_row_has_all_that_later_stages_need(bench: Bench) -> None:
     bench.write("q.jsonl", [{"id": 7, "text": "Bonjour", "lang": "fr"}])
-    plan = bench.plan(
-        data={"id": "id", "holdout": 0, "validation_holdout": 0}, evaluate={"reference": "lang"}
-    )
+    plan = bench.plan(data={"id": "id", "holdout": 0, "validation_holdout": 0}, evaluate={"reference": "lang"})
     [record] = bench.rows()
     assert record["reject_reason"] is None
     row = row_from_record(record)
@@ -87,9 +83,7 @@ def test_each_partition_is_one_file_even_an_empty_one(bench: Bench) -> None:
     bench.write("q.jsonl", texts("one"))
     plan = bench.plan()
     assert [partition.index for partition in plan.partitions] == list(range(plan.num_partitions))
-    assert bench.run.list("rows", suffix=".parquet") == [
-        f"{i:05d}.parquet" for i in range(plan.num_partitions)
-    ]
+    assert bench.run.list("rows", suffix=".parquet") == [f"{i:05d}.parquet" for i in range(plan.num_partitions)]
     for partition in plan.partitions:
         table = bench.run.read_table("rows", f"{partition.index:05d}.parquet")
         assert table.num_rows == partition.num_rows
@@ -149,9 +143,7 @@ def test_template_syntax_in_a_value_stays_text(bench: Bench) -> None:
 
 
 def test_a_reference_that_is_not_text_is_kept_as_json_text(bench: Bench) -> None:
-    bench.write(
-        "q.jsonl", [{"text": "a", "y": 3}, {"text": "b", "y": None}, {"text": "c"}, {"text": "d", "y": "z"}]
-    )
+    bench.write("q.jsonl", [{"text": "a", "y": 3}, {"text": "b", "y": None}, {"text": "c"}, {"text": "d", "y": "z"}])
     bench.plan(evaluate={"reference": "y"})
     assert {r["query"]: r["reference"] for r in bench.rows()} == {"a": "3", "b": None, "c": None, "d": "z"}
 
@@ -262,9 +254,7 @@ def test_sources_of_their_own_give_their_split_and_their_queries_are_not_trained
     assert {found[f"test.jsonl:{n}"]["split"] for n in (1, 2)} == {"test"}
     assert found["validation.jsonl:1"]["split"] == "validation"
     assert {record["split"] for source, record in found.items() if source.startswith("q.")} == {"train"}
-    rejected = {
-        source: r["reject_detail"] for source, r in found.items() if r["reject_reason"] == "duplicate"
-    }
+    rejected = {source: r["reject_detail"] for source, r in found.items() if r["reject_reason"] == "duplicate"}
     assert rejected == {
         "validation.jsonl:2": "also in the test source, at test.jsonl:1",
         "q.jsonl:301": "also in the test source, at test.jsonl:2",
@@ -393,11 +383,7 @@ def test_a_run_folder_on_an_object_store_holds_the_same_plan(bench: Bench) -> No
 LINE = st.one_of(
     st.text(max_size=30).map(lambda text: text.replace("\n", " ")),
     st.fixed_dictionaries(
-        {
-            "text": st.one_of(
-                st.text(max_size=5), st.sampled_from(["Same", "same ", "SAME"]), st.none(), st.integers()
-            )
-        },
+        {"text": st.one_of(st.text(max_size=5), st.sampled_from(["Same", "same ", "SAME"]), st.none(), st.integers())},
         optional={"id": st.one_of(st.text(max_size=2), st.none(), st.integers(0, 3))},
     ).map(json.dumps),
 )

@@ -31,9 +31,7 @@ class Scripted:
 
 
 def answer(text: str, *, sample: int = 0, finish: str = "stop", **more: Any) -> Completion:
-    return Completion(
-        text, finish_reason=finish, prompt_tokens=9, completion_tokens=3, sample_index=sample, **more
-    )
+    return Completion(text, finish_reason=finish, prompt_tokens=9, completion_tokens=3, sample_index=sample, **more)
 
 
 def recipe(**keys: Any) -> ContextRecipe:
@@ -160,9 +158,7 @@ def test_the_context_may_be_a_file_with_a_byte_order_mark(tmp_path: Path) -> Non
         ("Be brief, né".encode("latin-1"), "not UTF-8 text (byte 11)"),
     ],
 )
-def test_an_unusable_context_file_names_key_and_path(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
+def test_an_unusable_context_file_names_key_and_path(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "context.md"
     if content is not None:
         file.write_bytes(content)

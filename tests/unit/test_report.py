@@ -106,8 +106,7 @@ def written(folder: RunFolder, **keys: Any) -> str:
     "text",
     [
         "# language-id\n",
-        "Exact match on 20 held-out rows: teacher, with context 1.000; student before 0.000; "
-        "student after 0.950.",
+        "Exact match on 20 held-out rows: teacher, with context 1.000; student before 0.000; student after 0.950.",
         "from 400 to 20 tokens (95 % fewer)",
         "| exact match | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] | 0.950 [",
         "| agreement with the teacher | - | 0.000 [",

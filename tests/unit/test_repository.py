@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from distill_ray.cli import app
 from distill_ray.config import parse_config
 from distill_ray.config.reference import reference
@@ -39,7 +40,9 @@ def test_the_readmes_tree_names_every_module_and_nothing_else() -> None:
     modules = {
         f
         for f in tracked()
-        if f.startswith(("distill_ray/", "jobs/", "benchmarks/")) and f.endswith(".py") and not f.endswith("__init__.py")
+        if f.startswith(("distill_ray/", "jobs/", "benchmarks/"))
+        and f.endswith(".py")
+        and not f.endswith("__init__.py")
     }
     listed = {name for name in named if name.endswith(".py")}
     assert listed == modules
@@ -51,7 +54,9 @@ def test_the_readmes_tree_names_every_module_and_nothing_else() -> None:
 def test_every_command_in_the_docs_exists(page: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"distill-ray ([a-z]+)[ `\n]", "\n".join(re.findall(r"```bash.*?```|`[^`\n]+`", text, re.DOTALL))):
+    for name in re.findall(
+        r"distill-ray ([a-z]+)[ `\n]", "\n".join(re.findall(r"```bash.*?```|`[^`\n]+`", text, re.DOTALL))
+    ):
         assert name in commands, f"{page.name}: distill-ray {name}"
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in re.findall(r"`?make ([a-z]+)", "\n".join(re.findall(r"```bash.*?```|`make [^`\n]+`", text, re.DOTALL))):

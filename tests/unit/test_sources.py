@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.errors import DataError, NoReadableRow, InputError
+from distill_ray.errors import DataError, InputError, NoReadableRow
 from distill_ray.pipeline import textfile
 from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows
 from distill_ray.pipeline.sources import SourceFile, resolve
@@ -292,9 +292,7 @@ def test_a_source_may_lie_on_an_object_store() -> None:
         ("nosuch://bucket/q.jsonl", ["nosuch", "cannot open this location"]),
     ],
 )
-def test_a_source_that_names_nothing_says_what_is_there(
-    source: str, messages: list[str], tmp_path: Path
-) -> None:
+def test_a_source_that_names_nothing_says_what_is_there(source: str, messages: list[str], tmp_path: Path) -> None:
     write(tmp_path / "queries.jsonl", LINES)
     write(tmp_path / "README.md", "x")
     (tmp_path / "empty").mkdir()

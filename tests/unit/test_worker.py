@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import EngineUnavailable, TooManyRejects
 from distill_ray.pipeline import worker
