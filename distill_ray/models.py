@@ -3,6 +3,7 @@
 `ChatTokenizer` is used by the engines that run a model themselves (vLLM, transformers) and by the trainer, so the ids
 that a student is trained on are the ids that its engine will see. Text that spells a control token ("<|im_end|>")
 stays plain text: vLLM's own chat path would turn it into the real token, which lets a user's query end its own turn.
+`PlainPrompts` stands in for an encoder-decoder without a chat template.
 
 Needs transformers (imported on first use), not torch.
 """
@@ -180,6 +181,40 @@ class ChatTokenizer:
             raise RequestRejected(
                 RejectReason.BAD_REQUEST, f"the model's chat template refuses this conversation ({error})"
             ) from error
+
+
+class PlainPrompts:
+    """Token ids for an encoder-decoder without a chat template: the messages' contents, joined by blank lines.
+
+    Around a text stands what the model's tokenizer puts there (T5: an end; BART: a start and an end). It has the part
+    of `ChatTokenizer` that engines and the trainer use, and like there a control token's spelling stays text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end_id: int = tokenizer.eos_token_id
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that the encoder reads. [T]"""
+        start, end = self._around
+        return [*start, *self.text_ids("\n\n".join(message["content"] for message in messages)), *end]
+
+    def completion_ids(self, completion: str) -> list[int]:
+        """Token ids that the decoder is to predict, the end token included. [T]"""
+        start, _ = self._around
+        return [*start, *self.text_ids(completion), self.end_id]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text; a control token's spelling stays text. [T]"""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        ids = self.tokenizer.encode("")  # what the tokenizer puts around a text
+        return (ids[:-1], ids[-1:]) if ids and ids[-1] == self.end_id else (ids, [])
 
 
 def _sentinel() -> str:

@@ -9,5 +9,10 @@ class Config(BaseModel):
     """A strict, frozen model. `Field(description=...)` under every field is its documentation."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # a value may be a secret in the wrong place; `run._explain` decides what is shown
     )

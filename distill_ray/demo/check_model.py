@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distill_ray.demo import MODEL_PATH, film_rows, language_rows, problem_rows
 from distill_ray.demo.arithmetic import INSTRUCTION as PROBLEM_INSTRUCTION
@@ -33,7 +34,7 @@ def hf_chat(model_path: Path) -> Chat:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path).eval()  # its type misses `generate`
     assert model.dtype == torch.float32, model.dtype
 
     def chat(conversations: list[list[Message]], temperature: float) -> list[str]:

@@ -105,15 +105,21 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
             num_key_value_heads=2,
             head_dim=64,
             max_position_embeddings=CONTEXT,
-            rope_theta=10000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
             initializer_range=0.02,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            bos_token_id=_id(tokenizer, BOS),
+            eos_token_id=_id(tokenizer, END),
+            pad_token_id=_id(tokenizer, PAD),
             dtype="float32",
         )
     )
+
+
+def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(token_id, int)
+    return token_id
 
 
 class Packer:
@@ -124,7 +130,7 @@ class Packer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
         self._encode = tokenizer.backend_tokenizer.encode
-        self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (BOS, END, PAD, *ROLES.values())}
+        self._ids = {token: _id(tokenizer, token) for token in (BOS, END, PAD, *ROLES.values())}
         self._rng = rng
         self._kept: list[tuple[list[int], list[int], list[int], list[bool]]] = []
 
@@ -144,9 +150,9 @@ class Packer:
             "is_target": is_target_BT,
         }
 
-    def _row(self) -> tuple[list[int], list[int], list[int], list[int], list[bool]]:
+    def _row(self) -> tuple[list[int], ...]:
         """Fill one row with families until the next one does not fit; that one waits for the next row."""
-        row: tuple[list[int], list[int], list[int], list[int], list[bool]] = ([], [], [], [], [])
+        row: tuple[list[int], ...] = ([], [], [], [], [])  # ids, positions, families, branches, is_target (bool)
         number = 0
         while True:
             if not self._kept:

@@ -44,6 +44,7 @@ class FakeEngine(Engine):
         self._template = None
 
     async def start(self) -> None:
+        """Try the template; fail if the config says so."""
         if self.config.unavailable:
             raise EngineUnavailable("the fake engine is told to be unavailable (`unavailable: true`)")
         environment = SandboxedEnvironment(undefined=StrictUndefined)
@@ -59,6 +60,7 @@ class FakeEngine(Engine):
     async def generate(
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
     ) -> list[Completion]:
+        """Render the template once per sample, after the failures that the config asks for."""
         self.num_calls += 1
         prompt = self.prompt_key(messages)
         prompt_words = sum(len(m["content"].split()) for m in messages)
@@ -76,6 +78,7 @@ class FakeEngine(Engine):
         return samples
 
     async def close(self) -> None:
+        """Forget the template, so that a call after this fails as it does on a real engine."""
         self._template = None
 
     async def _pass_failures(self, prompt: bytes) -> None:

@@ -60,6 +60,8 @@ CONTROL_TOKEN_SPELLING = re.compile(
 )
 
 _MAX_BACKOFF_S = 60.0
+
+
 class OpenAIEngine(Engine):
     """Answers through an OpenAI-compatible server.
 
@@ -242,6 +244,7 @@ class OpenAIEngine(Engine):
             retry_error_callback=give_up,
         )
 
+
 def _read_key(name: str | None) -> str:
     if name is None:
         return ""
@@ -271,5 +274,3 @@ def _refuse_control_tokens(messages: Sequence[Message]) -> None:
 def _retry_after(state: RetryCallState) -> float | None:
     error = state.outcome.exception() if state.outcome else None
     return error.retry_after if isinstance(error, TransientEngineError) else None
-
-

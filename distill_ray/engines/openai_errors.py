@@ -77,6 +77,7 @@ class ErrorTranslator:
         return RequestRejected(RejectReason.BAD_REQUEST, where)
 
     def masked(self, text: str) -> str:
+        """The text without the key."""
         return text.replace(self._key, "***") if self._key else text
 
 

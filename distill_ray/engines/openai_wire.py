@@ -26,6 +26,7 @@ def request_body(
     first_sample: int,
     num_samples: int,
 ) -> dict[str, Any]:
+    """The request, except for the limit on tokens (servers differ in its name) and `extra_body`."""
     body: dict[str, Any] = {
         "model": config.model,
         "messages": [dict(m) for m in messages],
@@ -50,6 +51,7 @@ def _structured_fields(structured: StructuredOutput) -> dict[str, Any]:
 
 
 def is_chat_completion(answer: object) -> bool:
+    """Whether a parsed body has what `completions` needs."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     return (
         isinstance(choices, list)
@@ -59,7 +61,7 @@ def is_chat_completion(answer: object) -> bool:
 
 
 def completions(answer: Mapping[str, Any], first_sample: int, num_samples: int, top_logprobs: int) -> list[Completion]:
-    """The choices in order of their index, at most `num_samples`."""
+    """An answer's choices in order of their index, at most `num_samples`."""
     choices = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)
     usage = answer.get("usage") or {}
     share, remainder = divmod(usage.get("completion_tokens") or 0, len(choices))

@@ -53,6 +53,7 @@ class VllmEngine(Engine):
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        """Load the tokenizer and start the engine's process."""
         if self._llm is not None:
             return
         config = self.config
@@ -123,6 +124,7 @@ class VllmEngine(Engine):
         return arguments | config.engine_kwargs
 
     async def close(self) -> None:
+        """End the engine's process."""
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
@@ -144,12 +146,14 @@ class VllmEngine(Engine):
     # -- answering -------------------------------------------------------------------------------------------------
 
     def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """Hash of the prompt's token ids."""
         ids = np.asarray(self._tokenizer.prompt_ids(messages), dtype=np.int32)
         return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
     async def generate(
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
     ) -> list[Completion]:
+        """Ask for all samples in one request; ask again when the engine's process dies on the way."""
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         prompt_ids = self._prompt_ids(messages)
@@ -185,8 +189,9 @@ class VllmEngine(Engine):
 
         params = self._params(sampling.model_copy(update={"n": 1}), 0)
         params.output_kind = RequestOutputKind.DELTA
-        prompt = {"prompt_token_ids": self._prompt_ids(messages)}
-        async for output in self._engine.generate(prompt, params, self._next_id(), lora_request=self._lora()):
+        async for output in self._engine.generate(
+            {"prompt_token_ids": self._prompt_ids(messages)}, params, self._next_id(), lora_request=self._lora()
+        ):
             yield output.outputs[0].text
 
     @property
@@ -293,7 +298,7 @@ def _top_k(logprobs: Any, k: int) -> tuple[np.ndarray | None, np.ndarray | None]
     ids = np.zeros((num_tokens, k), dtype=np.int32)
     values = np.full((num_tokens, k), -np.inf, dtype=np.float32)
     for t, (start, end) in enumerate(zip(logprobs.start_indices, logprobs.end_indices, strict=True)):
-        best = {i: v for i, v in zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True)}
+        best = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
         for rank, (token, value) in enumerate(sorted(best.items(), key=lambda item: -item[1])[:k]):
             ids[t, rank], values[t, rank] = token, value
     return ids, values

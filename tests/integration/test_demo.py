@@ -1,4 +1,4 @@
-"""The whole chain on the demo model: vLLM teacher, DeepSpeed student, vLLM student, report, ask. One run, many looks."""
+"""The whole chain on the demo: vLLM teacher, DeepSpeed student, vLLM student, report, ask. One run, many looks."""
 
 from __future__ import annotations
 

@@ -181,7 +181,8 @@ def test_importing_the_package_and_making_a_fake_loads_nothing_heavy() -> None:
 
 
 def test_a_missing_package_is_a_config_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "distill_ray.engines.hf", raising=False)
+    for module in ("hf", "hf_model"):
+        monkeypatch.delitem(sys.modules, f"distill_ray.engines.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ModuleNotFoundError
-    with pytest.raises(ConfigError, match="type: hf needs the package torch, .*make install"):
+    with pytest.raises(ConfigError, match=r"type: hf needs the package torch, .*make install"):
         make_engine(HfEngineConfig())

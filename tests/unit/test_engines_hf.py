@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig, StructuredOutput
-from distill_ray.engines.hf import HfEngine, _Sampler
+from distill_ray.engines.hf import HfEngine
+from distill_ray.engines.hf_model import _Sampler
 from distill_ray.errors import ConfigError, RequestRejected, TransientEngineError
 from distill_ray.models import ChatTokenizer
 from distill_ray.records import Completion, Message, RejectReason
@@ -52,7 +53,9 @@ def test_a_batch_of_unlike_requests_gives_what_each_gives_alone(
 ) -> None:
     texts = ["x" * length for length in (1, 3, 8, 21, 55, 144)]
     samplings = [
-        SamplingConfig(temperature=temperature and 0.5 + i / 10, max_tokens=3 + 2 * i, seed=i, n=1 + i % 2 if temperature else 1)
+        SamplingConfig(
+            temperature=temperature and 0.5 + i / 10, max_tokens=3 + 2 * i, seed=i, n=1 + i % 2 if temperature else 1
+        )
         for i in range(len(texts))
     ]
 
@@ -81,9 +84,11 @@ def test_an_end_token_is_kept_in_the_ids_and_left_out_of_the_text(tiny_model: Pa
     samples = ask(tiny_model, "hi", SamplingConfig(temperature=2.0, max_tokens=60, n=32))
     ended = [s for s in samples if s.finish_reason == "stop"]
     cut_off = [s for s in samples if s.finish_reason == "length"]
-    assert ended and cut_off
+    assert ended
+    assert cut_off
     for sample in ended:
-        assert sample.token_ids is not None and sample.token_ids[-1] == END_ID
+        assert sample.token_ids is not None
+        assert sample.token_ids[-1] == END_ID
         assert END_ID not in sample.token_ids[:-1]
         assert sample.completion_tokens == len(sample.token_ids) <= 60
         assert "im_end" not in sample.text
@@ -274,7 +279,7 @@ def test_what_it_cannot_do_is_refused(tiny_model: Path, sampling: SamplingConfig
 
 def test_a_folder_that_holds_no_weights_is_a_config_error(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
-    with pytest.raises(ConfigError, match="teacher.model: cannot load"):
+    with pytest.raises(ConfigError, match=r"teacher\.model: cannot load"):
         ask(tmp_path, "x")
 
 

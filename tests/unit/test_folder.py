@@ -32,7 +32,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder: RunFolder, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunFolderError, match="No space left on device.*run the same command again"):
+    with pytest.raises(RunFolderError, match=r"No space left on device.*run the same command again"):
         folder.write_bytes(b"new", "x", "file")
     assert folder.read_bytes("x", "file") == b"old"
     assert os.listdir(folder.path("x")) == ["file"]

@@ -23,7 +23,14 @@ LAYERS = [
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
     "ray": {"pipeline"},
-    "torch": {"student", "demo", "engines/hf.py", "pipeline/train_loop.py", "pipeline/train_metrics.py", "doctor.py"},
+    "torch": {
+        "student",
+        "demo",
+        "engines/hf_model.py",
+        "pipeline/train_loop.py",
+        "pipeline/train_metrics.py",
+        "doctor.py",
+    },
     "vllm": {"engines/vllm.py", "demo/check_model.py"},
     "deepspeed": {"pipeline/train_loop.py", "student/export.py"},
 }

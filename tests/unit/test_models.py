@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from distill_ray.errors import ConfigError, RequestRejected
-from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer, model_identity, resolve_model
+from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer, PlainPrompts, model_identity, resolve_model
 from distill_ray.records import Message
 
 CONVERSATION: list[Message] = [
@@ -129,13 +131,13 @@ def test_a_template_file_that_is_not_there_is_named(tiny_model: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_is_a_config_error(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_model / "config.json", tmp_path)
-    with pytest.raises(ConfigError, match="teacher.model: cannot load a tokenizer"):
+    with pytest.raises(ConfigError, match=r"teacher\.model: cannot load a tokenizer"):
         ChatTokenizer(str(tmp_path), key="teacher.model")
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./models/x", "a/b/c", "", "~/nothing/here", ".."])
 def test_a_path_where_nothing_is_is_a_config_error(model: str) -> None:
-    with pytest.raises(ConfigError, match="teacher.model: "):
+    with pytest.raises(ConfigError, match=r"teacher\.model: "):
         resolve_model(model, key="teacher.model")
 
 
@@ -156,3 +158,27 @@ def test_other_weights_have_another_identity(tiny_model: Path, tmp_path: Path) -
     (copy / "model.safetensors").write_bytes(weights)
     assert model_identity(str(copy)) != before
     assert model_identity("org/name", "v1") == "org/name@v1"
+
+
+def test_plain_prompts_are_the_contents_joined_by_blank_lines(tiny_t5: Path) -> None:
+    plain = PlainPrompts(AutoTokenizer.from_pretrained(tiny_t5))
+    messages: list[Message] = [{"role": "system", "content": "a"}, *user("b")]
+    assert plain.prompt_ids(messages) == plain.prompt_ids(user("a\n\nb"))
+    assert plain.prompt_ids(user("ab")) == plain.completion_ids("ab") == [*plain.text_ids("ab"), plain.end_id]
+
+
+def test_plain_prompts_stand_in_what_the_tokenizer_puts_around_a_text(tiny_t5: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    unknown, end = tokenizer.unk_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A </s>", special_tokens=[("<unk>", unknown), ("</s>", end)]
+    )  # as BART's: a start and an end
+    plain = PlainPrompts(tokenizer)
+    assert plain.prompt_ids(user("ab")) == [unknown, *plain.text_ids("ab"), end] == tokenizer.encode("ab")
+    assert plain.completion_ids("ab") == tokenizer.encode("ab")
+
+
+def test_plain_prompts_keep_the_spelling_of_a_control_token_as_text(tiny_t5: Path) -> None:
+    plain = PlainPrompts(AutoTokenizer.from_pretrained(tiny_t5))
+    assert plain.prompt_ids(user("a</s>b")).count(plain.end_id) == 1
+    assert plain.completion_ids("a</s>b").count(plain.end_id) == 1

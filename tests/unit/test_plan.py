@@ -191,7 +191,7 @@ def test_input_that_is_wrong_as_a_whole_stops_before_anything_is_written(
 
 def test_a_csv_file_without_a_header_is_told_so(bench: Bench) -> None:
     bench.write("q.csv", "1,Bonjour\n2,Hola\n")
-    with pytest.raises(ConfigError, match="the data has: 1, Bonjour .does the CSV file lack a header line"):
+    with pytest.raises(ConfigError, match=r"the data has: 1, Bonjour .does the CSV file lack a header line"):
         bench.plan(data={"source": "q.csv"})
 
 

@@ -169,12 +169,12 @@ def test_an_unusable_context_file_names_key_and_path(tmp_path: Path, content: by
 
 
 def test_a_folder_as_context_file_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="recipe.context.file"):
+    with pytest.raises(ConfigError, match=r"recipe\.context\.file"):
         recipe(context={"file": str(tmp_path)})
 
 
 def test_an_empty_context_text_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="recipe.context.text: empty"):
+    with pytest.raises(ConfigError, match=r"recipe\.context\.text: empty"):
         recipe(context={"text": "  \n"})
 
 

@@ -138,7 +138,8 @@ def test_what_a_model_wrote_stays_in_its_cell(run: RunFolder) -> None:
     report = written(run)
     [line] = [line for line in report.splitlines() if line.startswith("| r03 |")]
     assert line.count("|") - line.count("\\|") == 7  # six cells
-    assert "<script>" not in report and "\x1b" not in report
+    assert "<script>" not in report
+    assert "\x1b" not in report
     assert "\\`code\\` &lt;script&gt;" in line
 
 

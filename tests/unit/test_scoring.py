@@ -63,7 +63,8 @@ def test_with_references_all_three_are_measured_against_them() -> None:
     assert metrics["student_after"]["agreement"] == 0.75
     assert metrics["student_before"]["loss"] == 2.0
     assert metrics["student_after"]["loss"] == 0.75
-    assert "agreement" not in metrics["teacher"] and "loss" not in metrics["teacher"]
+    assert "agreement" not in metrics["teacher"]
+    assert "loss" not in metrics["teacher"]
     assert metrics["num_rows"] == 4
     assert metrics["num_rows_without_teacher"] == 0
     assert (metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]) == (101.5, 11.5)

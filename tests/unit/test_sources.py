@@ -61,8 +61,18 @@ def write_as(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["q.jsonl", "q.ndjson", "q.json", "q.csv", "q.parquet", "q.lance"]
-    + ["q.jsonl.gz", "q.json.gz", "q.csv.gz", "Q.JSONL"],
+    [
+        "q.jsonl",
+        "q.ndjson",
+        "q.json",
+        "q.csv",
+        "q.parquet",
+        "q.lance",
+        "q.jsonl.gz",
+        "q.json.gz",
+        "q.csv.gz",
+        "Q.JSONL",
+    ],
 )
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, LINES) if name == "Q.JSONL" else write_as(name, tmp_path)
@@ -145,7 +155,8 @@ def test_a_bad_row_is_data_with_its_line_reason_and_raw_text(
     good, bad = read(write(tmp_path / name, content))
     assert good.error is None
     assert bad.label == f"{name}:{line}"
-    assert bad.error is not None and error in bad.error
+    assert bad.error is not None
+    assert error in bad.error
     assert raw in bad.columns["raw"]
     assert json.loads(bad.json) == bad.columns
     bad.json.encode()  # storable
@@ -165,7 +176,8 @@ def test_parquet_text_that_is_not_utf_8_costs_only_its_row(tmp_path: Path) -> No
     pq.write_table(pa.table({"text": broken}), tmp_path / "q.parquet")
     good, bad = read(tmp_path / "q.parquet")
     assert good.columns == {"text": "good"}
-    assert bad.error is not None and "not UTF-8" in bad.error
+    assert bad.error is not None
+    assert "not UTF-8" in bad.error
 
 
 # -- bad files -----------------------------------------------------------------------------------------------
@@ -232,13 +244,13 @@ def test_the_offset_of_a_wrong_byte_counts_from_the_start_of_a_large_file(
 
 
 def test_an_unknown_encoding_names_its_key(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.encoding must name an encoding"):
+    with pytest.raises(DataError, match=r"data\.encoding must name an encoding"):
         read(write(tmp_path / "q.jsonl", LINES), encoding="utf-9")
 
 
 def test_a_missing_lance_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "q.lance").mkdir()
-    with pytest.raises(DataError, match="q.lance"):
+    with pytest.raises(DataError, match=r"q\.lance"):
         read(tmp_path / "q.lance")
 
 
@@ -303,7 +315,7 @@ def test_a_source_that_names_nothing_says_what_is_there(source: str, messages: l
 
 
 def test_an_empty_list_is_an_error() -> None:
-    with pytest.raises(DataError, match="data.source: names no file"):
+    with pytest.raises(DataError, match=r"data\.source: names no file"):
         resolve([])
 
 
@@ -341,9 +353,13 @@ def test_a_json_array_reads_the_same_in_pieces_of_any_size(
 def test_random_text_is_rows_or_a_data_error(tmp_path_factory: Any, texts: list[str], name: str) -> None:
     path = tmp_path_factory.mktemp("junk") / name
     path.write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
+    rows, message = None, ""
     try:
         rows = read(path)
     except DataError as error:
-        assert str(path) in str(error)
+        message = str(error)
+    if rows is None:
+        assert str(path) in message
     else:
-        assert rows and all(row.json.encode() for row in rows)
+        assert rows
+        assert all(row.json.encode() for row in rows)

@@ -82,7 +82,7 @@ def test_values_are_printed_as_they_are(source: str, columns: dict[str, object],
 
 def test_the_sandbox_keeps_templates_away_from_python() -> None:
     template = TextTemplate("{{ text.__class__.__mro__ }}", key="recipe.query")
-    with pytest.raises(ConfigError, match="recipe.query: not allowed in a template"):
+    with pytest.raises(ConfigError, match=r"recipe\.query: not allowed in a template"):
         template.render({"text": "a"})
 
 
