@@ -51,7 +51,7 @@ def run_ours(workdir: Path, threads: int) -> dict[str, Any]:
     """Train with our trainer."""
     from distill_ray.config.run import parse_config
     from distill_ray.pipeline.folder import RunFolder
-    from distill_ray.pipeline.train import train
+    from distill_ray.pipeline.training.train import train
 
     folder = RunFolder(workdir / "run")
     folder.write_table(examples_table(read_examples(workdir, "train")), "examples", "00000.parquet")

@@ -54,7 +54,7 @@ class CountingServer:
     async def _serve(self) -> None:
         app = web.Application()
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/v1/chat/completions", self._counted)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -68,22 +68,29 @@ class CountingServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         question = (await request.json())["messages"][-1]["content"]
+        return self.completion(f"answer to {question}")
+
+    async def _counted(self, request: web.Request) -> web.Response:
         self.began.append(time.monotonic())
         try:
             await asyncio.sleep(self._latency_s)
-            message = {"role": "assistant", "content": f"answer to {question}"}
-            return web.json_response(
-                {
-                    "id": "x",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": "scripted",
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
-                }
-            )
+            return await self._answer(request)
         finally:
             self.ended.append(time.monotonic())
+
+    @staticmethod
+    def completion(text: str) -> web.Response:
+        """One chat completion as the protocol has it."""
+        return web.json_response(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "scripted",
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+            }
+        )
 
     def at_risk(self, moment: float) -> int:
         """Calls in flight at this moment, and those answered in the last 0.2 s before it."""

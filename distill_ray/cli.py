@@ -102,7 +102,7 @@ def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overr
     Example: `distill-ray train config.yaml --set train.epochs=2`
     """
     from distill_ray.pipeline.run import stage
-    from distill_ray.pipeline.train import train as run_stage
+    from distill_ray.pipeline.training.train import train as run_stage
 
     del limit  # accepted by all stages, so that one command line serves all; training takes what was generated
     loaded = load_config(config, overrides or [])

@@ -11,7 +11,7 @@ from distill_ray.config.engine import FakeEngineConfig
 from distill_ray.errors import ConfigError
 from distill_ray.models import ChatTokenizer
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.plan import plan_rows
+from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.recipes import make_recipe
 
 SAMPLE_ROWS = 100

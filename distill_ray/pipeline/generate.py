@@ -30,7 +30,7 @@ from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
 from distill_ray.pipeline.cluster import connected, own_error
 from distill_ray.pipeline.folder import RunFolder, partition_name
-from distill_ray.pipeline.plan import Plan, plan_rows
+from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import PartitionWorker

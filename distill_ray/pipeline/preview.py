@@ -19,7 +19,7 @@ from distill_ray.errors import DistillError, RequestRejected, RowError, Transien
 from distill_ray.pipeline.cluster import connected, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
-from distill_ray.pipeline.plan import plan_rows
+from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Completion, Message, Reject, Row, row_from_record
 

@@ -40,7 +40,7 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
     """Generate, train, evaluate, report. Returns the content of `eval/metrics.json`."""
     from distill_ray.pipeline.evaluate import evaluate
     from distill_ray.pipeline.generate import generate
-    from distill_ray.pipeline.train import train
+    from distill_ray.pipeline.training.train import train
 
     started = time.monotonic()
     with stage(config, folder), connected():

@@ -8,5 +8,5 @@
     losses     functions of those logits
     export     weights -> a folder that plain transformers and vLLM load
 
-`pipeline.train` runs it on a cluster.
+`pipeline.training` runs it on a cluster.
 """

@@ -116,7 +116,7 @@ def test_ask_streams_the_students_answer(demo_run: tuple[RunFolder, dict[str, An
 def test_a_second_run_finds_everything_done(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
     from distill_ray.config import load_config
     from distill_ray.pipeline.generate import generate
-    from distill_ray.pipeline.train import train
+    from distill_ray.pipeline.training.train import train
 
     folder, _ = demo_run
     config = load_config(folder.path("config.yaml"))

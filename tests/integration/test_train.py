@@ -25,7 +25,7 @@ from distill_ray.config.run import RunConfig, parse_config
 from distill_ray.errors import ConfigError, TrainingError
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.train import train
+from distill_ray.pipeline.training.train import train
 from distill_ray.records import Example, Split, examples_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +190,7 @@ def test_a_killed_driver_is_resumed_with_exactly_the_same_curve(
     (tmp_path / "config.json").write_text(config.model_dump_json())
     script = (
         "import sys; from pathlib import Path; from distill_ray.config.run import RunConfig;"
-        "from distill_ray.pipeline.folder import RunFolder; from distill_ray.pipeline.train import train;"
+        "from distill_ray.pipeline.folder import RunFolder; from distill_ray.pipeline.training.train import train;"
         "p = Path(sys.argv[1]); train(RunConfig.model_validate_json((p / 'config.json').read_text()), RunFolder(p))"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)

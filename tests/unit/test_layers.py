@@ -27,12 +27,12 @@ HEAVY = {
         "student",
         "demo",
         "engines/hf_model.py",
-        "pipeline/train_loop.py",
-        "pipeline/train_metrics.py",
+        "pipeline/training/train_loop.py",
+        "pipeline/training/train_metrics.py",
         "doctor.py",
     },
     "vllm": {"engines/vllm.py", "demo/check_model.py"},
-    "deepspeed": {"pipeline/train_loop.py", "student/export.py"},
+    "deepspeed": {"pipeline/training/train_loop.py", "student/export.py"},
 }
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, DataError, InputError
-from distill_ray.pipeline import plan as plan_module
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.plan import Plan, plan_rows
-from distill_ray.pipeline.planner import normalise
+from distill_ray.pipeline.planning import plan as plan_module
+from distill_ray.pipeline.planning.plan import Plan, plan_rows
+from distill_ray.pipeline.planning.planner import normalise
 from distill_ray.recipes import make_recipe
 from distill_ray.records import ROW_SCHEMA, row_from_record
 

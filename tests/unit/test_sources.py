@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.errors import DataError, InputError, NoReadableRow
-from distill_ray.pipeline import textfile
-from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows
-from distill_ray.pipeline.sources import SourceFile, resolve
+from distill_ray.pipeline.planning import textfile
+from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
+from distill_ray.pipeline.planning.sources import SourceFile, resolve
 
 RECORDS: list[dict[str, Any]] = [
     {"id": "1", "text": 'one, "two"\nthree'},

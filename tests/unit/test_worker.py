@@ -13,7 +13,7 @@ from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import EngineUnavailable, TooManyRejects
 from distill_ray.pipeline import worker
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.plan import plan_rows
+from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import PartitionWorker
 from distill_ray.recipes import make_recipe

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill_ray.errors import DataError
-from distill_ray.pipeline.sources import SourceFile
+from distill_ray.pipeline.planning.sources import SourceFile
 
 CHUNK_BYTES = 1 << 20
 

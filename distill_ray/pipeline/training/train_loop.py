@@ -29,7 +29,7 @@ import torch.distributed as dist
 from distill_ray.config.train import StudentConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.tokenise import local_tokens
+from distill_ray.pipeline.training.tokenise import local_tokens
 from distill_ray.student.batches import Ints, plan_epoch, plan_in_order, split_step
 from distill_ray.student.export import base_model_name, gather_weights, save_model
 from distill_ray.student.load import load_student

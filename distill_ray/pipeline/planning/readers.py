@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_ray.errors import DataError, NoReadableRow
-from distill_ray.pipeline.sources import SourceFile
-from distill_ray.pipeline.textfile import array_elements, chunks, lines
+from distill_ray.pipeline.planning.sources import SourceFile
+from distill_ray.pipeline.planning.textfile import array_elements, chunks, lines
 from distill_ray.recipes.template import kind_of
 from distill_ray.records import to_json
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import RowError
-from distill_ray.pipeline.readers import SourceRow
-from distill_ray.pipeline.scratch import Scratch
+from distill_ray.pipeline.planning.readers import SourceRow
+from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.recipes.base import Recipe
 from distill_ray.recipes.template import kind_of
 from distill_ray.records import RejectReason, Split, to_json

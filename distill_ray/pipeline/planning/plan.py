@@ -27,10 +27,10 @@ from distill_ray.config import RunConfig
 from distill_ray.config.data import Source
 from distill_ray.errors import ConfigError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder, partition_name
-from distill_ray.pipeline.planner import Planner
-from distill_ray.pipeline.readers import SourceRow, estimate_rows, read_rows
-from distill_ray.pipeline.scratch import Scratch
-from distill_ray.pipeline.sources import SourceFile, resolve
+from distill_ray.pipeline.planning.planner import Planner
+from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
+from distill_ray.pipeline.planning.scratch import Scratch
+from distill_ray.pipeline.planning.sources import SourceFile, resolve
 from distill_ray.recipes.base import Recipe
 from distill_ray.recipes.template import columns_of
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split

@@ -31,9 +31,9 @@ from distill_ray.models import DEMO_MODEL, model_identity
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
-from distill_ray.pipeline.tokenise import TokenizedRun, scratch_parent, student_tokenizer, tokenise
-from distill_ray.pipeline.train_loop import WorkerTask, train_worker
-from distill_ray.pipeline.train_metrics import metrics_inbox
+from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, student_tokenizer, tokenise
+from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
+from distill_ray.pipeline.training.train_metrics import metrics_inbox
 from distill_ray.records import to_json
 from distill_ray.student.export import merge_adapter, save_tokenizer
 from distill_ray.student.load import load_model_config, max_positions
