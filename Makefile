@@ -15,7 +15,7 @@ $(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/pip_settings.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	eval "$$($(BIN)/python requirements/pip_settings.py $<)" && \
-	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(UV) -r $< && \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode $(UV) -r $< && \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	rm -f $(VENV)/installed-*
 	touch $@

@@ -20,7 +20,7 @@ import random
 from dataclasses import dataclass
 
 from distill_ray.demo import arithmetic, instructions, reviews
-from distill_ray.demo.sentences import Sentence, sentence
+from distill_ray.demo.sentences import OTHER_SHARE, Sentence, sentence
 
 Message = dict[str, str]
 
@@ -73,13 +73,19 @@ def message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def families(rng: random.Random, num_branches: int = 12) -> Family:
-    """Draw one family: half of them are the language task, a third of those with the shipped instruction."""
+def families(rng: random.Random, num_branches: int = 12, other_share: float = OTHER_SHARE) -> Family:
+    """Draw one family: half of them are the language task, a third of those with the shipped instruction.
+
+    Args:
+        rng: where the draw comes from.
+        num_branches: how many chats share a beginning.
+        other_share: share of `ot` among the texts of the language task.
+    """
     kind = rng.random()
     if kind < 0.15:
-        return _language(instructions.shipped_instruction(), rng, num_branches * 2)
+        return _language(instructions.shipped_instruction(), rng, num_branches * 2, other_share)
     if kind < 0.45:
-        return _language(instructions.random_instruction(rng), rng, num_branches)
+        return _language(instructions.random_instruction(rng), rng, num_branches, other_share)
     if kind < 0.50:
         return Family((), tuple(_language_in_front(rng) for _ in range(2)))
     if kind < 0.60:
@@ -95,8 +101,8 @@ def _answered(text: Sentence, user: str) -> tuple[Message, ...]:
     return (message("user", user), message("assistant", instructions.answer(text.reason, text.label)))
 
 
-def _language(instruction: str, rng: random.Random, num_branches: int) -> Family:
-    texts = [sentence(rng) for _ in range(num_branches)]
+def _language(instruction: str, rng: random.Random, num_branches: int, other_share: float) -> Family:
+    texts = [sentence(rng, other_share=other_share) for _ in range(num_branches)]
     return Family((message("system", instruction),), tuple(_answered(text, text.text) for text in texts))
 
 

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distill_ray.demo.conversations import Family, Message, families
 from distill_ray.demo.instructions import shipped_instruction
+from distill_ray.demo.sentences import OTHER_SHARE
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
@@ -50,6 +51,9 @@ ROWS_A_STEP = 4
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 40
 COOLDOWN_STEPS = 200
+# The second phase. Texts of two languages are what the first one gets wrong: it names one of the two.
+SECOND_OTHER_SHARE = 0.5
+SECOND_PEAK_LEARNING_RATE = 1.5e-3
 
 
 def train_tokenizer(seed: int, num_families: int = 6000) -> PreTrainedTokenizerFast:
@@ -128,7 +132,10 @@ class Packer:
     Shapes: B rows, T = ROW_LENGTH positions.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, rng: random.Random, other_share: float = OTHER_SHARE
+    ) -> None:
+        self._other_share = other_share
         self._encode = tokenizer.backend_tokenizer.encode
         self._ids = {token: _id(tokenizer, token) for token in (BOS, END, PAD, *ROLES.values())}
         self._rng = rng
@@ -156,7 +163,7 @@ class Packer:
         number = 0
         while True:
             if not self._kept:
-                self._kept.append(self._family(families(self._rng)))
+                self._kept.append(self._family(families(self._rng, other_share=self._other_share)))
             ids, positions, branches, targets = self._kept[-1]
             if len(row[0]) + len(ids) > ROW_LENGTH:
                 break
@@ -195,17 +202,17 @@ class Packer:
         return ids, targets
 
 
-def learning_rate(step: int, num_steps: int) -> float:
+def learning_rate(step: int, num_steps: int, peak: float) -> float:
     """Return the learning rate of a step: linear warm-up, constant, and linear to zero at the end.
 
     Constant in the middle, so that a run of more steps is the same run for longer.
     """
     warm = (step + 1) / WARMUP_STEPS
     cool = (num_steps - step) / COOLDOWN_STEPS
-    return PEAK_LEARNING_RATE * min(1.0, warm, cool)
+    return peak * min(1.0, warm, cool)
 
 
-def train(model: LlamaForCausalLM, packer: Packer, num_steps: int) -> None:
+def train(model: LlamaForCausalLM, packer: Packer, num_steps: int, peak: float = PEAK_LEARNING_RATE) -> None:
     """Train in bfloat16 arithmetic on float32 weights, and print the loss now and then."""
     embedding = model.get_input_embeddings().weight  # tied, so it is the head too
     matrices = [weight for weight in model.parameters() if weight.dim() == 2 and weight is not embedding]
@@ -220,7 +227,7 @@ def train(model: LlamaForCausalLM, packer: Packer, num_steps: int) -> None:
     for step in range(num_steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, num_steps)
+                group["lr"] = learning_rate(step, num_steps, peak)
         batch = packer.batch()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden_BTD = model.model(
@@ -265,23 +272,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1300, help="optimizer steps of the first phase")
+    parser.add_argument("--second-steps", type=int, default=350, help="of the second, with more texts labelled `ot`")
+    parser.add_argument("--first-phase", type=Path, help="take the result of the first phase from this folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more may round differently")
     arguments = parser.parse_args()
     # One thread by default: on a shared machine two wait for one another (measured: 5 s a step instead of 1).
     torch.set_num_threads(arguments.threads)
-    started = time.time()
     tokenizer = train_tokenizer(arguments.seed)
     print(f"tokenizer: {len(tokenizer)} tokens; instruction: {len(tokenizer.encode(shipped_instruction()))}")
     model = new_model(tokenizer, arguments.seed)
     print(f"model: {model.num_parameters():,} parameters", flush=True)
-    train(model, Packer(tokenizer, random.Random(f"train-{arguments.seed}")), arguments.steps)
+    if arguments.first_phase is None:
+        train(model, Packer(tokenizer, random.Random(f"train-{arguments.seed}")), arguments.steps)
+        save(model, tokenizer, arguments.out)
+    # From the files, so that both phases in one go and the second alone start from the same rounded weights.
+    model.load_state_dict(load_file((arguments.first_phase or arguments.out) / "model.safetensors"), strict=False)
+    rng = random.Random(f"train-second-{arguments.seed}")
+    packer = Packer(tokenizer, rng, other_share=SECOND_OTHER_SHARE)
+    train(model, packer, arguments.second_steps, peak=SECOND_PEAK_LEARNING_RATE)
     save(model, tokenizer, arguments.out)
-    minutes = (time.time() - started) / 60
 
     from distill_ray.demo.model_card import write_card  # measures the folder as a user would load it
 
-    write_card(arguments.out, seed=arguments.seed, num_steps=arguments.steps, minutes=minutes)
+    write_card(arguments.out, seed=arguments.seed, num_steps=arguments.steps, second_steps=arguments.second_steps)
 
 
 if __name__ == "__main__":

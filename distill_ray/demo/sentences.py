@@ -37,10 +37,10 @@ def is_held_out(text: str) -> bool:
     return int.from_bytes(digest) % HELD_OUT_ONE_IN == 0
 
 
-def sentence(rng: random.Random, held_out: bool = False) -> Sentence:
+def sentence(rng: random.Random, held_out: bool = False, other_share: float = OTHER_SHARE) -> Sentence:
     """Draw one sentence, of the test set if `held_out` and of the training set otherwise."""
     while True:
-        if rng.random() < OTHER_SHARE:
+        if rng.random() < other_share:
             drawn = rng.choice(_OTHER_KINDS)(rng)
         else:
             label = rng.choice(LABELS[:-1])

@@ -40,7 +40,7 @@ def test_the_readmes_tree_names_every_module_and_nothing_else() -> None:
     modules = {
         f
         for f in tracked()
-        if f.startswith(("distill_ray/", "jobs/", "benchmarks/"))
+        if f.startswith(("distill_ray/", "jobs/", "benchmarks/", "requirements/"))
         and f.endswith(".py")
         and not f.endswith("__init__.py")
     }
