@@ -46,7 +46,7 @@ Overrides = Annotated[
 @app.command()
 def demo(
     run_dir: Annotated[str, typer.Option("--run-dir", help="Folder of the run.")] = "runs/demo",
-    rows: Annotated[int, typer.Option("--rows", min=60, help="Training queries to make.")] = 2000,
+    rows: Annotated[int, typer.Option("--rows", min=60, help="Training queries to make.")] = 3000,
     overrides: Overrides = None,
 ) -> None:
     """The whole chain on the built-in teacher, offline, on two CPU cores.
