@@ -107,11 +107,11 @@ def run_ray_data_llm(number: int) -> dict[str, float]:
 
 
 def in_subprocess(side: str, number: int) -> dict[str, float]:
-    """One run; its figures are the last line it prints."""
+    """One run; its figures are the line that begins with FIGURES (vLLM prints after it, at its end)."""
     command = [sys.executable, __file__, "--side", side, "--chats", str(number)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return next(json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("FIGURES "))
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(globals()[f"run_{options.side}"](options.chats)))
+        print("FIGURES", json.dumps(globals()[f"run_{options.side}"](options.chats)), flush=True)
         return
     sides = ["ours", *options.peers]
     speeds: dict[str, list[float]] = {side: [] for side in sides}

@@ -166,11 +166,12 @@ def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> 
     Example: `distill-ray report runs/demo`
     """
     from distill_ray.pipeline.report import summary_table, write_report
+    from distill_ray.pipeline.run import stored_config
 
     folder = _existing(run_dir)
     if not folder.exists("eval", "metrics.json"):
         raise DistillError(f"{run_dir}: not evaluated yet; run `distill-ray evaluate CONFIG --run-dir {run_dir}` first")
-    write_report(folder, load_config(folder.path("config.yaml")))
+    write_report(folder, stored_config(folder))
     console.print(summary_table(folder.read_json("eval", "metrics.json")))
     _wrote(folder.path("report.md"))
 
@@ -227,9 +228,15 @@ def _existing(run_dir: str) -> RunFolder:
 
 
 def _finish(metrics: dict, root: str) -> None:
+    from distill_ray.pipeline.folder import RunFolder
     from distill_ray.pipeline.report import summary_table
 
     console.print(summary_table(metrics))
+    m = RunFolder(root).manifest()
+    console.print(
+        f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
+        f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
+    )
     shown = os.path.relpath(root) if "://" not in root else root
     _wrote(shown, f'distill-ray ask {shown} "..."')
 

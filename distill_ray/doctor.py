@@ -69,7 +69,7 @@ def _gpu() -> Finding:
 
 
 def _cpu() -> Finding:
-    return Finding(True, f"CPU: {len(os.sched_getaffinity(0))} cores")
+    return Finding(True, f"CPU: {os.cpu_count()} cores")
 
 
 def _memory() -> Finding:

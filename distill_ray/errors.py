@@ -7,6 +7,7 @@
     |       `-- NoReadableRow        the file can be opened, and not one row of it is usable: exit 1
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
     |-- RowError                     this row cannot be used; it becomes a Reject with `reason`
+    |-- ClusterError             Ray cannot be reached or started
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
     |-- Interrupted              Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
@@ -66,6 +67,10 @@ class RowError(DistillError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class ClusterError(DistillError):
+    """Ray cannot be reached or started."""
 
 
 class TooManyRejects(DistillError):

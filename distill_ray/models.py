@@ -109,8 +109,8 @@ class ChatTokenizer:
         if chat_template is not None:
             try:
                 self.tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"{key}: cannot read chat_template {chat_template} ({error.strerror})") from error
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{key}: cannot read chat_template {chat_template} ({error})") from error
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 f"{key}: {model} has no chat template; take an instruction-tuned model, or give `chat_template: FILE`"

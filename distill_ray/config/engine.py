@@ -202,8 +202,10 @@ class OpenAIEngineConfig(_EngineBase):
     def _is_a_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
-        if urlsplit(value).username is not None:
-            raise ValueError("has a user name in it; put the key in the environment variable that api_key_env names")
+        if urlsplit(value).username is not None or urlsplit(value).query:
+            raise ValueError(
+                "has a user name or a query in it; put the key in the environment variable that api_key_env names"
+            )
         return value.rstrip("/")
 
     @property

@@ -23,4 +23,4 @@ class GenerateConfig(Config):
     """A partition is the unit of resume and output. Their number is fixed when a run folder is first planned."""
 
     flush_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds between writes of finished calls to the ledger. Default: 0.2 on a local disk, 5 on an object store."""
+    """Seconds between writes of finished calls to the ledger. Default: 0.1 on a local disk, 5 on an object store."""

@@ -145,7 +145,7 @@ _PATH_KEYS = (
     ("teacher", "chat_template"),
     ("student", "chat_template"),
 )
-_MODEL_KEYS = (("teacher", "model"), ("student", "model"))
+_MODEL_KEYS = (("teacher", "model"), ("teacher", "adapter"), ("student", "model"))
 
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:

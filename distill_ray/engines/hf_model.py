@@ -287,3 +287,8 @@ def hash_ids(ids: Sequence[int]) -> bytes:
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop strings."""
     return text[: min((text.index(s) for s in stop if s in text), default=len(text))]
+
+
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    return torch.cuda.is_available()

@@ -171,7 +171,11 @@ class OpenAIEngine(Engine):
 
         async def attempt() -> list[Completion]:
             answer = await self._try_chat(body | {self._max_tokens_name: sampling.max_tokens} | self.config.extra_body)
-            return completions(answer, first_sample, num_samples, sampling.top_logprobs)
+            try:
+                return completions(answer, first_sample, num_samples, sampling.top_logprobs)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                message = f"the server's answer is not what the protocol says ({type(error).__name__})"
+                raise TransientEngineError(message) from error
 
         return await self._retrying(self.config.max_retries)(attempt)
 
@@ -237,10 +241,14 @@ class OpenAIEngine(Engine):
             message = f"{error.message} (after {state.attempt_number} {tries})"
             raise TransientEngineError(message, error.retry_after)
 
+        def count(_: RetryCallState) -> None:
+            self.num_retries += 1
+
         return AsyncRetrying(
             retry=retry_if_exception_type(TransientEngineError),
             stop=is_last,
             wait=wait_s,
+            before_sleep=count,
             retry_error_callback=give_up,
         )
 

@@ -15,7 +15,10 @@ _FINISH_REASONS = {
     "length": "length",
     "max_tokens": "length",
     "content_filter": "content_filter",
-    "abort": "abort",
+    "stop": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "eos": "stop",
 }
 
 
@@ -61,7 +64,11 @@ def is_chat_completion(answer: object) -> bool:
 
 
 def completions(answer: Mapping[str, Any], first_sample: int, num_samples: int, top_logprobs: int) -> list[Completion]:
-    """An answer's choices in order of their index, at most `num_samples`."""
+    """An answer's choices in order of their index, at most `num_samples`.
+
+    Raises:
+        TypeError, ValueError, KeyError, AttributeError: the body is not what the protocol says.
+    """
     choices = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)
     usage = answer.get("usage") or {}
     share, remainder = divmod(usage.get("completion_tokens") or 0, len(choices))
@@ -94,7 +101,11 @@ def _text_and_finish_reason(choice: Mapping[str, Any]) -> tuple[str, str]:
         content = "".join(part.get("text", "") for part in content if part.get("type") == "text")
     if not content and message.get("refusal"):
         return "", "content_filter"
-    return content, _FINISH_REASONS.get(choice.get("finish_reason") or "stop", "stop")
+    if not isinstance(content, str):
+        raise TypeError(f"message.content is {type(content).__name__}")
+    content = content.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair fits in no file
+    # A reason that we do not know (error, tool_calls, ...) is no promise that the answer is whole.
+    return content, _FINISH_REASONS.get(choice.get("finish_reason") or "stop", "abort")
 
 
 def _topk(choice: Mapping[str, Any], k: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 # Engine arguments that change what is answered, not only how fast.
-_ANSWER_ARGS = ("dtype", "quantization", "kv_cache_dtype", "hf_overrides", "rope_scaling", "logits_processors")
+_ANSWER_ARGS = (
+    "max_model_len",
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "hf_overrides",
+    "rope_scaling",
+    "logits_processors",
+)
 
 
 class VllmEngine(Engine):
@@ -41,6 +49,8 @@ class VllmEngine(Engine):
         self.config = config
         arguments = {k: config.engine_kwargs[k] for k in _ANSWER_ARGS if k in config.engine_kwargs}
         self.identity = f"vllm:{model_identity(config.model, config.revision)}" + (f":{arguments}" if arguments else "")
+        if config.reasoning_parser:
+            self.identity += f":{config.reasoning_parser}"
         if config.adapter:
             self.identity += f"+{model_identity(config.adapter)}"
         self._llm: AsyncLLM | None = None
@@ -259,7 +269,7 @@ class VllmEngine(Engine):
         return Completion(
             text=text,
             reasoning=reasoning,
-            finish_reason=output.finish_reason or "abort",
+            finish_reason=output.finish_reason if output.finish_reason in ("stop", "length") else "abort",
             prompt_tokens=prompt_tokens,
             completion_tokens=len(token_ids),
             sample_index=first_sample + output.index,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from distill_ray.config import HfEngineConfig, SamplingConfig, load_config
+from distill_ray.config import HfEngineConfig, SamplingConfig
 from distill_ray.engines.hf import HfEngine
+from distill_ray.engines.hf_model import has_gpu
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.run import stored_config
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Row
 
@@ -16,13 +18,14 @@ async def stream_answer(folder: RunFolder, question: str, max_tokens: int, tempe
     """The student's answer, piece by piece. The question is asked as the recipe asks: no template, no context."""
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train` first")
-    config = load_config(folder.path("config.yaml"))
+    config = stored_config(folder)
     has_adapter = config.student.lora is not None and not config.student.lora.merge
-    student = str(folder.local("student"))
+    student = str(folder.fetch("student"))
     engine = HfEngine(
         HfEngineConfig(
             model=config.student.model if has_adapter else student,
             adapter=student if has_adapter else None,
+            gpus=1 if has_gpu() else 0,
             revision=config.student.revision if has_adapter else None,
             chat_template=config.student.chat_template,
             chat_template_kwargs=config.student.chat_template_kwargs,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import ray
 import ray.exceptions
 
-from distill_ray.errors import DistillError
+from distill_ray.errors import ClusterError, DistillError
 from distill_ray.pipeline.folder import RunFolder
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
@@ -37,7 +37,7 @@ def connected() -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _translated(address):
         warnings.simplefilter("ignore")
         ray.init(
             address=address,
@@ -51,6 +51,15 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _translated(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClusterError(f"RAY_ADDRESS={address}: cannot connect to Ray ({reason}); is the cluster up?") from error
 
 
 def own_error(error: BaseException) -> DistillError | None:

@@ -30,8 +30,9 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
+from distill_ray.pipeline.training.train import require_current_student
 from distill_ray.recipes import make_recipe
-from distill_ray.records import row_from_record
+from distill_ray.records import Row, row_from_record
 
 BATCH_ROWS = 128
 
@@ -45,6 +46,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     started = time.monotonic()
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
+    require_current_student(config, folder)
     rows = _held_out_rows(config, folder, limit)
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
         for name, engine in (("student_before", _engine(config, None)), ("student_after", _engine(config, folder))):
@@ -89,7 +91,7 @@ def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> l
                 {
                     "row_id": row.row_id,
                     "query": row.query,
-                    "reference": example["reference"],
+                    "reference": _reference(config, row),
                     "teacher_answer": example["completion"],
                     "messages": example["messages"],
                     "prompt_ids": prompt_ids,
@@ -108,6 +110,12 @@ def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> l
     return rows[:most]
 
 
+def _reference(config: RunConfig, row: Row) -> str | None:
+    """The gold answer, from the row itself: `evaluate.reference` may be set after generating."""
+    value = row.columns.get(config.evaluate.reference) if config.evaluate.reference else None
+    return None if value is None else str(value)
+
+
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -115,14 +123,19 @@ def _adapter(config: RunConfig, student: RunFolder | None) -> str | None:
     """Folder of the trained adapters, where they are not merged into the weights."""
     if student is None or config.student.lora is None or config.student.lora.merge:
         return None
-    return student.path("student")
+    return student.url("student")
 
 
 def _weights(config: RunConfig, student: RunFolder | None) -> dict[str, Any]:
     """Model and revision of the student: as it was (None), or as the run folder holds it."""
     if student is None or _adapter(config, student) is not None:
         return {"model": config.student.model, "revision": config.student.revision}
-    return {"model": student.path("student"), "revision": None}
+    return {"model": student.url("student"), "revision": None}
+
+
+def _on_disk(folder: RunFolder, place: str | None) -> str | None:
+    """A model's place for the process that loads it: the run's own student is fetched where it lies on a store."""
+    return str(folder.fetch("student")) if place == folder.url("student") else place
 
 
 def _engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
@@ -184,8 +197,9 @@ class AnswerWorker:
 
     def __init__(self, config: VllmEngineConfig | HfEngineConfig, folder: RunFolder, name: str) -> None:
         redirect_output(folder, f"evaluate-{name}-{os.getpid()}")
-        self._config = config
-        self._engine = make_engine(config)
+        places = {"model": _on_disk(folder, config.model), "adapter": _on_disk(folder, config.adapter)}
+        self._config = config.model_copy(update=places)
+        self._engine = make_engine(self._config)
         self._starting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -237,4 +251,5 @@ def _losses(
     from distill_ray.student.score import answer_losses
 
     redirect_output(folder, f"evaluate-loss-{os.getpid()}")
-    return answer_losses(weights, adapter, prompts, completions, max_tokens_per_batch=max_tokens)
+    weights = weights.model_copy(update={"model": _on_disk(folder, weights.model)})
+    return answer_losses(weights, _on_disk(folder, adapter), prompts, completions, max_tokens_per_batch=max_tokens)

@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import io
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,10 @@ class RunFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        fs, path = fsspec.core.url_to_fs(self.root)
+        try:
+            fs, path = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            raise RunFolderError(f"{self.root}: cannot use this place as a run folder ({error})") from error
         self.fs: Any = fs
         self._base = path.rstrip("/")
         self.is_local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
@@ -67,6 +72,16 @@ class RunFolder:
         if not self.is_local:
             raise RunFolderError(f"{self.root}: {'/'.join(parts)} needs a local run folder")
         return Path(self.path(*parts))
+
+    def fetch(self, *parts: str) -> Path:
+        """A folder of the run on this machine's disk: itself where the run is local, else a copy (made anew)."""
+        if self.is_local:
+            return self.local(*parts)
+        name = hashlib.blake2b(self.path(*parts).encode(), digest_size=8).hexdigest()
+        target = Path(tempfile.mkdtemp(prefix=f"distill-ray-{name}-"))
+        self.fs.invalidate_cache()
+        self.fs.get(self.path(*parts).rstrip("/") + "/", str(target) + "/", recursive=True)
+        return target
 
     # -- files ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,6 +37,9 @@ from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import PartitionWorker
 from distill_ray.recipes import make_recipe
 from distill_ray.records import SCHEMA_VERSION
+
+# Keys that change how fast the teacher answers, not what.
+_EXECUTION_KEYS = {"max_concurrency", "max_retries", "replicas", "cpus", "timeout_s", "api_key_env", "latency_s"}
 
 # Partitions that one engine works on at once: enough that the tail of one is filled by the next.
 OPEN_PARTITIONS = 4
@@ -70,11 +74,17 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     fingerprint = generation_fingerprint(config)
     plan = plan_rows(config, recipe, folder, limit=limit)
     _clear_emptied(folder, plan)
-    markers = {info.index: _marker(folder, info.index) for info in plan.partitions if info.num_rows}
+    written = set(folder.list("examples")) & set(folder.list("rejects"))
+    markers = {
+        info.index: _marker(folder, info.index) if f"{partition_name(info.index)}.parquet" in written else None
+        for info in plan.partitions
+        if info.num_rows
+    }
     todo = [p for p in markers if not _still_true(markers[p], plan, p, fingerprint)]
     done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
     state: dict[str, Any] = {}
     if todo:
+        folder.update_manifest({"generation_complete": False})
         with connected(), Progress("generate", total=plan.rows_in) as progress:
             state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
         for p in todo:
@@ -90,8 +100,10 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
 def generation_fingerprint(config: RunConfig) -> str:
     """Hash of all that decides what a row's examples are: recipe, context file, teacher, sampling, schema."""
     recipe = make_recipe(config.recipe)
-    parts = [SCHEMA_VERSION, recipe.fingerprint, make_engine(config.teacher).identity]
-    parts += [config.teacher.sampling.model_dump_json(), getattr(config.teacher, "chat_template_kwargs", {})]
+    teacher = config.teacher.model_dump(exclude=_EXECUTION_KEYS)
+    template = getattr(config.teacher, "chat_template", None)
+    parts = [SCHEMA_VERSION, recipe.fingerprint, make_engine(config.teacher).identity, teacher]
+    parts += [Path(template).read_text(encoding="utf-8") if template else None]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -102,11 +114,12 @@ def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
 
 def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
     """Drop what partitions without rows left behind when they had some."""
-    done = set(folder.list("done"))
-    for info in plan.partitions:
-        if not info.num_rows and f"{partition_name(info.index)}.json" in done:
-            for kind, suffix in (("done", ".json"), ("examples", ".parquet"), ("rejects", ".parquet")):
-                folder.delete(kind, partition_name(info.index) + suffix)
+    for kind, suffix in (("examples", ".parquet"), ("rejects", ".parquet"), ("done", ".json")):
+        there = set(folder.list(kind))
+        for info in plan.partitions:
+            name = partition_name(info.index) + suffix
+            if not info.num_rows and name in there:
+                folder.delete(kind, name)
 
 
 def _still_true(marker: dict[str, Any] | None, plan: Plan, partition: int, fingerprint: str) -> bool:
@@ -265,6 +278,7 @@ def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation
     figures = {name: value for name, value in vars(generation).items() if name != "seconds"}
     manifest = {**folder.manifest(), **figures}  # replaced, not merged: a reason that is gone must not linger
     manifest["seeds"] = {**manifest.get("seeds", {}), "sampling": config.teacher.sampling.seed}
+    manifest["generation_complete"] = True
     manifest["engine_retries"] = state.get("engine_retries", 0)
     if state:  # a rerun that finds everything done keeps the seconds of the run that did the work
         seconds = {"engine_start": state["engine_start_s"], "generate_work": state["work_s"]}

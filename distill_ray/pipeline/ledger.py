@@ -67,7 +67,8 @@ class Ledger:
     def __init__(self, folder: RunFolder, partition: int) -> None:
         self._folder = folder
         self._name = partition_name(partition)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the buffer
+        self._writing = threading.Lock()  # of the files: a segment must not land while others are merged
         self._fresh: list[tuple[bytes, Completion]] = []  # not yet written
         self._tables = [self._checked(table) for table in self._load()]
         self._where: dict[bytes, tuple[int, int]] = {}  # key -> (table, row)
@@ -110,32 +111,36 @@ class Ledger:
             self._fresh.append((key, completion))
 
     def flush(self) -> None:
-        """Write what is buffered as one segment. Raises RunFolderError; then nothing is lost from the buffer."""
+        """Write what is buffered as one segment. Whatever is raised, nothing is lost from the buffer.
+
+        Raises:
+            RunFolderError: the disk is full or the folder is not writable.
+        """
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
-            fresh, self._fresh = self._fresh, []
+            fresh = list(self._fresh)
         if not fresh:
             return
-        try:
-            buffer = io.BytesIO()
-            with pa.ipc.new_file(buffer, CALL_SCHEMA) as writer:
-                writer.write_table(_table(fresh))
-            self._folder.write_bytes(buffer.getbuffer(), "calls", self._name, f"{secrets.token_hex(8)}.arrow")
-        except RunFolderError:
-            with self._lock:
-                self._fresh = fresh + self._fresh
-            raise
+        buffer = io.BytesIO()
+        with pa.ipc.new_file(buffer, CALL_SCHEMA) as writer:
+            writer.write_table(_table(fresh))
+        self._folder.write_bytes(buffer.getbuffer(), "calls", self._name, f"{secrets.token_hex(8)}.arrow")
+        with self._lock:
+            del self._fresh[: len(fresh)]
 
     def merge(self) -> None:
         """Write everything as one Parquet file and drop the segments. Killed in between, the next load sees both."""
-        self.flush()
-        segments = self._folder.list("calls", self._name, suffix=".arrow")
-        if not segments:
-            return
-        tables = list(self._load())
-        merged = pa.concat_tables(tables)
-        first = {key: row for row, key in reversed(list(enumerate(merged["key"].to_pylist())))}
-        self._folder.write_table(merged.take(sorted(first.values())), "calls", f"{self._name}.parquet")
-        self._folder.delete("calls", self._name)
+        with self._writing:
+            self._flush()
+            if not self._folder.list("calls", self._name, suffix=".arrow"):
+                return
+            merged = pa.concat_tables(list(self._load()))
+            first = {key: row for row, key in reversed(list(enumerate(merged["key"].to_pylist())))}
+            self._folder.write_table(merged.take(sorted(first.values())), "calls", f"{self._name}.parquet")
+            self._folder.delete("calls", self._name)
 
 
 class LedgeredEngine:
@@ -191,7 +196,8 @@ class LedgeredEngine:
     async def _ask(self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int) -> list[Completion]:
         completions = await self._engine.generate(messages, self._sampling, first_sample=first_sample)
         for completion in completions:
-            self._ledger.put(keys[completion.sample_index], completion)
+            if completion.finish_reason != "abort":  # not an answer: the next run asks again
+                self._ledger.put(keys[completion.sample_index], completion)
         self._on_call(False, completions)
         return completions
 
@@ -243,7 +249,7 @@ class Flusher:
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._open: set[Ledger] = set()
-        self._failure: RunFolderError | None = None
+        self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-flusher", daemon=True)
         self._thread.start()
@@ -266,5 +272,5 @@ class Flusher:
             for ledger in list(self._open):
                 try:
                     ledger.flush()
-                except RunFolderError as error:
+                except Exception as error:  # whatever it is, the run has to hear of it: `check` raises it there
                     self._failure = error

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from distill_ray.config import RunConfig
+from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import Interrupted
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
@@ -49,6 +49,11 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
         metrics = evaluate(config, folder)
     folder.update_manifest({"seconds": {"last_run": round(time.monotonic() - started, 2)}})
     return metrics
+
+
+def stored_config(folder: RunFolder) -> RunConfig:
+    """The resolved config that a run folder holds, local or on a store."""
+    return parse_config(yaml.safe_load(folder.read_bytes("config.yaml")), where=folder.path("config.yaml"))
 
 
 def versions() -> dict[str, str]:

@@ -275,7 +275,7 @@ def test_a_server_without_keys_needs_none(monkeypatch: pytest.MonkeyPatch) -> No
 def test_credentials_in_the_url_are_refused() -> None:
     teacher = {"type": "openai", "model": "m", "base_url": f"http://user:{KEY}@127.0.0.1:1/v1"}
     recipe = {"type": "context", "context": {"text": "Answer in French."}}
-    with pytest.raises(ConfigError, match=r"teacher\.base_url: has a user name in it") as caught:
+    with pytest.raises(ConfigError, match=r"teacher\.base_url: has a user name or a query in it") as caught:
         parse_config({"data": {"source": "q.jsonl"}, "recipe": recipe, "teacher": teacher})
     assert_no_key(caught.value)
 

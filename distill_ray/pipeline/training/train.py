@@ -10,12 +10,16 @@ configuration.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from distill_ray.errors import ConfigError, DistillError, TrainingError
 from distill_ray.models import DEMO_MODEL, model_identity
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, student_tokenizer, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
@@ -55,6 +59,8 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """
     started = time.monotonic()
     with connected(), Progress("train", unit="steps") as progress:
+        if not folder.manifest().get("generation_complete", True):
+            say("train: generation was stopped before its end; training on the examples there are")
         tokens = tokenise(config.student, folder, longest=_longest(config))
         _require_examples(config, tokens)
         fingerprint = run_fingerprint(config, tokens)
@@ -98,6 +104,20 @@ def run_fingerprint(config: RunConfig, tokens: TokenizedRun) -> str:
 
 
 # -- before --------------------------------------------------------------------------------------------------
+
+
+def require_current_student(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a student that was trained on other examples: what is held out now may have been trained on.
+
+    Raises:
+        TrainingError: `student/` is not what this config and these examples give.
+    """
+    tokens = tokenise(config.student, folder, longest=_longest(config))
+    if _finished(folder, run_fingerprint(config, tokens)) is None:
+        raise TrainingError(
+            f"{folder.root}: student/ was not trained with this config on these examples, so its held-out rows may not "
+            "be held out; run `distill-ray train` with this config first"
+        )
 
 
 def _longest(config: RunConfig) -> int:
@@ -227,7 +247,8 @@ def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrain
 def _translated(trainer: TorchTrainer, config: TrainConfig) -> Any:
     """Run the trainer; Ray's chain of exceptions becomes one of ours."""
     try:
-        return trainer.fit()
+        with _own_interrupt():
+            return trainer.fit()
     except ray.train.TrainingFailedError as failure:
         failures = getattr(failure, "worker_failures", None)
         rank, cause = next(iter(failures.items())) if failures else (0, getattr(failure, "controller_failure", failure))
@@ -245,6 +266,19 @@ def _translated(trainer: TorchTrainer, config: TrainConfig) -> Any:
             f"training worker {rank} failed {config.max_failures + 1} times, last with {type(cause).__name__}: "
             f"{text.splitlines()[0]}; run the same command again to go on from the last checkpoint"
         ) from failure
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Undo what Ray Train 2.60 does to Ctrl-C: it exits with status 0, and its handler stays after `fit`."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 # -- after ------------------------------------------------------------------------------------------------------------
