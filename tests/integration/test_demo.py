@@ -20,7 +20,8 @@ from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
 SETTINGS = [
     "train.workers=2",
     "train.cpus_per_worker=0.5",
-    "train.epochs=2",
+    "train.epochs=3",
+    "train.max_tokens_per_batch=256",
     "evaluate.engine=vllm",
     "evaluate.max_rows=100",
     "student.engine_kwargs={max_model_len: 512}",
@@ -30,7 +31,7 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def demo_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
     base = tmp_path_factory.mktemp("demo")
-    config = prepare_demo(base / "input", num_rows=600, overrides=SETTINGS)
+    config = prepare_demo(base / "input", num_rows=1200, overrides=SETTINGS)
     folder = RunFolder(base)
     return folder, run(config, folder)
 
