@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 import ray
+import ray.data
 import ray.exceptions
 
 from distill_ray.errors import ClusterError, DistillError
@@ -31,6 +32,8 @@ _QUIET = {
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Be connected to Ray inside the block. Inside an existing connection (tests, jobs) this does nothing."""
+    # Ray Data's own wrapper forgets its cause when it is pickled, and with it our message.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     if ray.is_initialized():
         yield
         return
@@ -73,6 +76,8 @@ def own_error(error: BaseException) -> DistillError | None:
         seen.add(id(current))
         # Ray's wrapper may also inherit from the class of its cause, with a whole traceback as its message.
         if isinstance(current, DistillError) and not isinstance(current, ray.exceptions.RayError):
+            # Ray Data adds advice about its own retries to the first argument of whatever a worker raises.
+            current.args = tuple(a.partition("\nFailed to ")[0] if isinstance(a, str) else a for a in current.args)
             return current
         pending += [current.__context__, current.__cause__, getattr(current, "cause", None)]
     return None

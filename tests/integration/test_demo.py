@@ -107,11 +107,14 @@ def test_the_student_loads_in_plain_transformers(demo_run: tuple[RunFolder, dict
     assert answer.strip() == "de"
 
 
-def test_ask_streams_the_students_answer(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
-    async def answer() -> str:
-        return "".join([piece async for piece in stream_answer(demo_run[0], "Où est la gare ?", 16, 0.0)])
+def test_ask_streams_the_answer_that_the_evaluation_saw(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, _ = demo_run
+    evaluated = folder.read_table("eval", "predictions.parquet").to_pylist()[0]
 
-    assert asyncio.run(answer()).strip() == "fr"
+    async def answer() -> str:
+        return "".join([piece async for piece in stream_answer(folder, evaluated["query"], 16, 0.0)])
+
+    assert asyncio.run(answer()).strip() == evaluated["student_after"]
 
 
 def test_a_second_run_finds_everything_done(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:

@@ -128,6 +128,7 @@ def test_too_many_rejects_end_the_run_with_one_clear_message(tmp_path: Path) -> 
     assert "max_reject_frac 0.1" in message
     assert "empty_answer" in message
     assert "Traceback" not in message
+    assert "DataContext" not in message  # Ray Data's advice, not ours
 
 
 def test_an_engine_that_does_not_let_us_in_is_one_clear_message(tmp_path: Path) -> None:
