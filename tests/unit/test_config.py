@@ -81,7 +81,11 @@ def test_a_url_stays_a_url(tmp_path: Path) -> None:
         ("name=../../etc", "name", "../../etc"),
         ("teacher.sampling={temperature: 0, n: 2}", "teacher.sampling", "all n = 2 samples would be the same"),
         ("teacher={type: openai, base_url: 'ftp://x'}", "teacher.base_url", "must start with http"),
-        ("teacher={type: openai, base_url: 'http://me:pass@x'}", "teacher.base_url", "has a user name or a query in it"),
+        (
+            "teacher={type: openai, base_url: 'http://me:pass@x'}",
+            "teacher.base_url",
+            "has a user name or a query in it",
+        ),
         ("generate.max_reject_frac=2", "generate.max_reject_frac", "got 2"),
     ],
 )
