@@ -13,7 +13,7 @@ Format = Literal["auto", "jsonl", "json", "csv", "parquet", "lance"]
 
 
 class DataConfig(Config):
-    """Queries from files, globs or folders, local or on an object store (s3://, gs://)."""
+    """Queries from files, globs or folders, local or on an object store (s3://; gs:// with gcsfs installed)."""
 
     source: Source
     """A file, glob or folder, or a list of them. Relative paths start at the config file's folder."""
