@@ -140,6 +140,9 @@ class VllmEngineConfig(_LocalModel):
 
     type: Literal["vllm"] = "vllm"
 
+    max_concurrency: Annotated[int, Field(ge=1)] = 1024
+    """Most requests in flight per replica: more than vLLM runs at once, so that its queue never runs dry."""
+
     engine_kwargs: dict[str, Any] = {}
     """Any argument of vLLM's engine, for example {max_model_len: 8192, tensor_parallel_size: 2}."""
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class VllmEngine(Engine):
         self._restart_lock = asyncio.Lock()
         self._num_restarts = 0
         self._request_ids = itertools.count()
+        # The ledger asks for a prompt's key and then for its answer: rendered and tokenised once, not twice.
+        self._ids_of = lru_cache(maxsize=2 * config.max_concurrency)(self._tokenise)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class VllmEngine(Engine):
 
     def prompt_key(self, messages: Sequence[Message]) -> bytes:
         """Hash of the prompt's token ids."""
-        ids = np.asarray(self._tokenizer.prompt_ids(messages), dtype=np.int32)
+        ids = np.asarray(self._ids(messages), dtype=np.int32)
         return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
 
     async def generate(
@@ -224,8 +227,14 @@ class VllmEngine(Engine):
 
         return LoRARequest("student", 1, self.config.adapter)
 
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._ids_of(tuple((m["role"], m["content"]) for m in messages))
+
+    def _tokenise(self, turns: tuple[tuple[Any, str], ...]) -> list[int]:
+        return self._tokenizer.prompt_ids([{"role": role, "content": content} for role, content in turns])
+
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        ids = self._tokenizer.prompt_ids(messages)
+        ids = self._ids(messages)
         longest = self._engine.model_config.max_model_len
         if len(ids) >= longest:
             raise RequestRejected(
