@@ -59,6 +59,7 @@ class VllmEngine(Engine):
         self._reasoning_parser: Any = None
         self._restart_lock = asyncio.Lock()
         self._num_restarts = 0
+        self._params_of: dict[tuple[str, int], SamplingParams] = {}
         self._request_ids = itertools.count()
         # The ledger asks for a prompt's key and then for its answer: rendered and tokenised once, not twice.
         self._ids_of = lru_cache(maxsize=2 * config.max_concurrency)(self._tokenise)
@@ -200,7 +201,7 @@ class VllmEngine(Engine):
         """One answer, piece by piece."""
         from vllm.sampling_params import RequestOutputKind
 
-        params = self._params(sampling.model_copy(update={"n": 1}), 0)
+        params = self._new_params(sampling.model_copy(update={"n": 1}), 0)
         params.output_kind = RequestOutputKind.DELTA
         async for output in self._engine.generate(
             {"prompt_token_ids": self._prompt_ids(messages)}, params, self._next_id(), lora_request=self._lora()
@@ -245,6 +246,13 @@ class VllmEngine(Engine):
         return ids
 
     def _params(self, sampling: SamplingConfig, first_sample: int) -> SamplingParams:
+        """Built once per setting: vLLM's checks in its constructor cost more than a short answer (it copies them)."""
+        key = (sampling.model_dump_json(), first_sample)
+        if key not in self._params_of:
+            self._params_of[key] = self._new_params(sampling, first_sample)
+        return self._params_of[key]
+
+    def _new_params(self, sampling: SamplingConfig, first_sample: int) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
