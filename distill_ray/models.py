@@ -20,6 +20,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from distill_ray.config import HfEngineConfig, StudentConfig, VllmEngineConfig
 from distill_ray.errors import ConfigError, RequestRejected
 from distill_ray.records import Message, RejectReason
 
@@ -116,6 +117,18 @@ class ChatTokenizer:
                 f"{key}: {model} has no chat template; take an instruction-tuned model, or give `chat_template: FILE`"
             )
         self._kwargs = dict(chat_template_kwargs or {})
+
+    @classmethod
+    def of(cls, config: StudentConfig | VllmEngineConfig | HfEngineConfig, *, key: str) -> ChatTokenizer:
+        """The tokenizer of the model that a section of the config names. `key` is its dotted key, for messages."""
+        return cls(
+            config.model,
+            revision=config.revision,
+            chat_template=config.chat_template,
+            chat_template_kwargs=config.chat_template_kwargs,
+            trust_remote_code=config.trust_remote_code,
+            key=key,
+        )
 
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:

@@ -11,6 +11,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
+
 from distill_ray.config.engine import SamplingConfig
 from distill_ray.records import Completion, Message
 
@@ -61,3 +63,8 @@ class Engine(ABC):
         Engines that render the chat template themselves hash the token ids, so that a changed template is noticed.
         """
         return hashlib.blake2b(json.dumps(list(messages), ensure_ascii=False).encode(), digest_size=16).digest()
+
+
+def hash_ids(ids: Sequence[int]) -> bytes:
+    """16 bytes that stand for token ids: the `prompt_key` of engines that tokenise themselves."""
+    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()

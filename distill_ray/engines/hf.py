@@ -18,8 +18,8 @@ from typing import Any
 from transformers import AsyncTextIteratorStreamer
 
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
-from distill_ray.engines.base import Engine
-from distill_ray.engines.hf_model import HfModel, Request, cut_at_stop, hash_ids
+from distill_ray.engines.base import Engine, hash_ids
+from distill_ray.engines.hf_model import HfModel, Request, cut_at_stop
 from distill_ray.errors import RequestRejected, TransientEngineError
 from distill_ray.models import model_identity
 from distill_ray.records import Completion, Message, RejectReason

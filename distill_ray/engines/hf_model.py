@@ -14,7 +14,6 @@ model with a chat template gets token ids from `models.ChatTokenizer`, an encode
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
+from distill_ray.engines.base import hash_ids
 from distill_ray.errors import ConfigError, TransientEngineError
 from distill_ray.models import ChatTokenizer, PlainPrompts, resolve_model
 from distill_ray.records import Completion, Message
@@ -265,23 +265,11 @@ def _prompt_maker(config: HfEngineConfig, path: str, is_seq2seq: bool) -> ChatTo
             raise ConfigError(f"teacher.model: cannot load a tokenizer from {config.model}") from error
         if not tokenizer.chat_template:
             return PlainPrompts(tokenizer)
-    return ChatTokenizer(
-        config.model,
-        revision=config.revision,
-        chat_template=config.chat_template,
-        chat_template_kwargs=config.chat_template_kwargs,
-        trust_remote_code=config.trust_remote_code,
-        key="teacher.model",
-    )
+    return ChatTokenizer.of(config, key="teacher.model")
 
 
 def _id_list(ids: int | list[int] | None) -> set[int]:
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-
-
-def hash_ids(ids: Sequence[int]) -> bytes:
-    """16 bytes that stand for the ids."""
-    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill_ray.config.engine import SamplingConfig, StructuredOutput, VllmEngineConfig
-from distill_ray.engines.base import Engine
+from distill_ray.engines.base import Engine, hash_ids
 from distill_ray.errors import ConfigError, EngineUnavailable, RequestRejected, TransientEngineError
 from distill_ray.models import ChatTokenizer, model_identity, resolve_model
 from distill_ray.records import Completion, Message, RejectReason
@@ -75,14 +74,7 @@ class VllmEngine(Engine):
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; left alone, vLLM takes half the memory
             # vLLM compiles a helper of its log-probabilities even with enforce_eager: 48 s, and a C++ compiler.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        self._chat = ChatTokenizer(
-            config.model,
-            revision=config.revision,
-            chat_template=config.chat_template,
-            chat_template_kwargs=config.chat_template_kwargs,
-            trust_remote_code=config.trust_remote_code,
-            key="teacher.model",
-        )
+        self._chat = ChatTokenizer.of(config, key="teacher.model")
         self._llm = self._launch()
         if config.reasoning_parser:
             from vllm.reasoning import ReasoningParserManager
@@ -161,8 +153,7 @@ class VllmEngine(Engine):
 
     def prompt_key(self, messages: Sequence[Message]) -> bytes:
         """Hash of the prompt's token ids."""
-        ids = np.asarray(self._ids(messages), dtype=np.int32)
-        return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+        return hash_ids(self._ids(messages))
 
     async def generate(
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0

@@ -34,13 +34,7 @@ def check(config: RunConfig) -> Iterator[str]:
     yield f"data: {plan.rows_in} first rows read, {bad} of them unusable"
     yield _check_teacher(config)
     student = config.student
-    ChatTokenizer(
-        student.model,
-        revision=student.revision,
-        chat_template=student.chat_template,
-        trust_remote_code=student.trust_remote_code,
-        key="student.model",
-    )
+    ChatTokenizer.of(student, key="student.model")
     yield f"student `{student.model}`: tokenizer and chat template"
 
 
@@ -55,13 +49,7 @@ def _check_teacher(config: RunConfig) -> str:
                 f"run `export {teacher.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
             )
         return f"teacher `{teacher.model}` at {teacher.base_url}: key is set (the server was not asked)"
-    ChatTokenizer(
-        teacher.model,
-        revision=teacher.revision,
-        chat_template=teacher.chat_template,
-        trust_remote_code=teacher.trust_remote_code,
-        key="teacher.model",
-    )
+    ChatTokenizer.of(teacher, key="teacher.model")
     where = f"{teacher.num_gpus} GPUs per replica" if teacher.num_gpus else "CPU"
     pool = (
         f", {teacher.replicas.min} to {teacher.replicas.max} replicas" if isinstance(teacher, VllmEngineConfig) else ""

@@ -64,14 +64,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
 def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> list[dict[str, Any]]:
     """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer."""
     recipe = make_recipe(config.recipe)
-    chat = ChatTokenizer(
-        config.student.model,
-        revision=config.student.revision,
-        chat_template=config.student.chat_template,
-        chat_template_kwargs=config.student.chat_template_kwargs,
-        trust_remote_code=config.student.trust_remote_code,
-        key="student.model",
-    )
+    chat = ChatTokenizer.of(config.student, key="student.model")
     examples: dict[str, dict[str, Any]] = {}
     columns = ["row_id", "split", "messages", "completion", "reference", "sample_index"]
     for table in folder.read_tables("examples", columns=columns):

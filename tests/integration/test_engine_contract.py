@@ -212,14 +212,16 @@ def test_the_engine_goes_on_after_a_rejected_request(subject: Subject) -> None:
 
 def test_many_concurrent_requests_come_back_each_to_its_own_caller(subject: Subject) -> None:
     # Each with a seed of its own, so that answers differ even where the questions look alike to the model.
-    requests = [(f"Write sentence number {i}.", SAMPLED.model_copy(update={"n": 1, "seed": i})) for i in range(40)]
+    # Hot, because the demo model has few things to say: more than ten answers have to differ for a mix-up to show.
+    hot = SAMPLED.model_copy(update={"n": 1, "temperature": 2.0})
+    requests = [(f"Write sentence number {i}.", hot.model_copy(update={"seed": i})) for i in range(40)]
 
     async def together() -> list[list[Completion]]:
         return await asyncio.gather(*(subject.engine.generate(user(text), s) for text, s in requests))
 
     answers = [samples[0].text for samples in subject.runner.run(together())]
     alone = [subject.ask(text, sampling)[0].text for text, sampling in requests[:10]]
-    assert len(set(answers)) > 3
+    assert len(set(answers)) > 10
     # Batched and single kernels may round differently, so two near-ties are forgiven; mix-ups are not.
     assert sum(a == b for a, b in zip(alone, answers, strict=False)) >= 8
 

@@ -146,21 +146,9 @@ def tokenise_partition(student: StudentConfig, folder: RunFolder, file: str, lon
     return examples, rejects
 
 
-def student_tokenizer(student: StudentConfig) -> ChatTokenizer:
-    """The student's tokenizer. Raises ConfigError."""
-    return ChatTokenizer(
-        student.model,
-        revision=student.revision,
-        chat_template=student.chat_template,
-        chat_template_kwargs=student.chat_template_kwargs,
-        trust_remote_code=student.trust_remote_code,
-        key="student.model",
-    )
-
-
 @functools.lru_cache(maxsize=1)
 def _cached_tokenizer(student_json: str) -> ChatTokenizer:
-    return student_tokenizer(StudentConfig.model_validate_json(student_json))
+    return ChatTokenizer.of(StudentConfig.model_validate_json(student_json), key="student.model")
 
 
 def _fingerprint(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> str:

@@ -31,11 +31,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TrainConfig
 from distill_ray.errors import ConfigError, DistillError, TrainingError
-from distill_ray.models import DEMO_MODEL, model_identity
+from distill_ray.models import DEMO_MODEL, ChatTokenizer, model_identity
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
-from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, student_tokenizer, tokenise
+from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
 from distill_ray.records import to_json
@@ -199,7 +199,7 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
     use_gpu = _use_gpu(config)
     _require_resources(config.train, use_gpu)
-    tokenizer = student_tokenizer(config.student).tokenizer
+    tokenizer = ChatTokenizer.of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
             student=config.student,
@@ -294,7 +294,7 @@ def _export(student: StudentConfig, folder: RunFolder, checkpoint: ray.train.Che
             shutil.copytree(model, built / "adapter")
         else:
             shutil.copytree(model, built)
-        save_tokenizer(student_tokenizer(student), built)
+        save_tokenizer(ChatTokenizer.of(student, key="student.model"), built)
         folder.delete("student")
         if folder.is_local:
             built.rename(folder.local("student"))
