@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
-
-import numpy as np
 
 from distill_ray.config.engine import SamplingConfig
 from distill_ray.records import Completion, Message
@@ -67,4 +66,4 @@ class Engine(ABC):
 
 def hash_ids(ids: Sequence[int]) -> bytes:
     """16 bytes that stand for token ids: the `prompt_key` of engines that tokenise themselves."""
-    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(array("i", ids).tobytes(), digest_size=16).digest()

@@ -10,13 +10,13 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 import ray.data
 import ray.exceptions
 
-from distill_ray.errors import ClusterError, DistillError
+from distill_ray.errors import ClusterError, ConfigError, DistillError
 from distill_ray.pipeline.folder import RunFolder
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
@@ -63,6 +63,29 @@ def _translated(address: str) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClusterError(f"RAY_ADDRESS={address}: cannot connect to Ray ({reason}); is the cluster up?") from error
+
+
+def require_resources(key: str, replicas: int, each: Mapping[str, tuple[str, float]]) -> None:
+    """Say at once what a Ray of our own can never give: Ray would wait for it for ever. A cluster may grow.
+
+    Args:
+        key: config key of the number of replicas.
+        replicas: how many there are to be at least.
+        each: resource -> (config key, amount per replica).
+
+    Raises:
+        ConfigError: this machine has too little of one of them.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    total = ray.cluster_resources()
+    for resource, (resource_key, amount) in each.items():
+        have, needed = total.get(resource, 0.0), replicas * amount
+        if needed > have:
+            raise ConfigError(
+                f"{key}: {replicas} with {resource_key} {amount:g} need {needed:g} {resource}s and this machine has "
+                f"{have:g}; lower {key} or {resource_key}" + (" (0 runs on the CPU)" if resource == "GPU" else "")
+            )
 
 
 def own_error(error: BaseException) -> DistillError | None:

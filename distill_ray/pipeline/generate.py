@@ -29,7 +29,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from distill_ray.config import RunConfig, VllmEngineConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.cluster import connected, own_error
+from distill_ray.pipeline.cluster import connected, own_error, require_resources
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
@@ -144,6 +144,9 @@ def _run_partitions(
     progress: Progress,
 ) -> dict[str, Any]:
     """Run the stage over the partitions of `todo`; returns the tally's last state."""
+    each = {"CPU": ("teacher.cpus", config.teacher.cpus)}
+    each |= {"GPU": ("teacher.gpus", float(getattr(config.teacher, "num_gpus", 0)))}
+    require_resources("teacher.replicas", config.teacher.replicas.min, each)
     finished_rows = sum(marker["rows"] for marker in done.values())
     finished_rejects = Counter[str]()
     for marker in done.values():

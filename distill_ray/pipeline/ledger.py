@@ -169,7 +169,7 @@ class LedgeredEngine:
         self.name = name
         self._engine, self._sampling, self._ledger = engine, sampling, ledger
         self._on_call, self._may_pay = on_call, may_pay
-        self._in_flight: dict[bytes, asyncio.Task[list[Completion]]] = {}
+        self._in_flight: dict[bytes, asyncio.Future[list[Completion]]] = {}
 
     async def generate(self, messages: Sequence[Message]) -> list[Completion]:
         """All n samples, in order. Raises what `Engine.generate` raises."""
@@ -185,13 +185,33 @@ class LedgeredEngine:
             self._on_call(True, found)
         if len(found) == len(keys):
             return found
-        task = self._in_flight.get(keys[0])
-        if task is None:
-            self._may_pay()
-            task = asyncio.ensure_future(self._ask(messages, keys, first_sample=len(found)))
-            self._in_flight[keys[0]] = task
-            task.add_done_callback(lambda _: self._in_flight.pop(keys[0], None))
-        return found + await asyncio.shield(task)
+        in_flight = self._in_flight.get(keys[0])
+        if in_flight is not None:
+            return found + await asyncio.shield(in_flight)
+        self._may_pay()
+        return found + await self._ask_for_all(messages, keys, first_sample=len(found))
+
+    async def _ask_for_all(
+        self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int
+    ) -> list[Completion]:
+        """Ask, and hand answer or error to all who ask the same meanwhile.
+
+        In the first row's own task, not in a new one: that would stand behind all rows that are only beginning.
+        """
+        shared = self._in_flight[keys[0]] = asyncio.get_running_loop().create_future()
+        try:
+            completions = await self._ask(messages, keys, first_sample=first_sample)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                shared.set_exception(error)
+                shared.exception()  # seen: nobody else may be waiting
+            else:
+                shared.cancel()
+            raise
+        finally:
+            del self._in_flight[keys[0]]
+        shared.set_result(completions)
+        return completions
 
     async def _ask(self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int) -> list[Completion]:
         completions = await self._engine.generate(messages, self._sampling, first_sample=first_sample)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from distill_ray.config import RunConfig, parse_config
-from distill_ray.errors import EngineUnavailable, TooManyRejects
+from distill_ray.errors import ConfigError, EngineUnavailable, TooManyRejects
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 
@@ -165,3 +165,12 @@ def test_killing_the_engine_actor_loses_and_doubles_nothing(tmp_path: Path) -> N
     assert sorted(ids) == sorted(f"r{i}" for i in range(400))
     assert result.rows_with_examples == 400
     assert result.teacher_calls_replayed > 0
+
+
+def test_a_teacher_that_asks_for_gpus_of_a_machine_without_them_is_told_so_at_once(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(3))
+    teacher = {"type": "vllm", "model": "demo", "gpus": 64}
+    config = parse_config({**config_of(source).model_dump(include={"recipe", "data"}), "teacher": teacher})
+    with pytest.raises(ConfigError, match=r"teacher.gpus 64 need 64 GPUs .* \(0 runs on the CPU"):
+        generate(config, RunFolder(tmp_path / "run"))

@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_with_one_clear_message(tiny_mod
     ("changes", "error", "message"),
     [
         ({"max_length": 8}, TrainingError, r"nothing to train on: all \d+ examples are longer than 8 tokens"),
-        ({"workers": 1000}, ConfigError, "1000 workers with cpus_per_worker 0.5 need 500 CPUs"),
+        ({"workers": 1000}, ConfigError, "1000 with train.cpus_per_worker 0.5 need 500 CPUs"),
         ({"student": {"model": "./nowhere"}}, ConfigError, "no model at"),
     ],
 )

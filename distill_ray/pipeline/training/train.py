@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import shutil
 import signal
 import tempfile
@@ -30,9 +29,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TrainConfig
-from distill_ray.errors import ConfigError, DistillError, TrainingError
+from distill_ray.errors import DistillError, TrainingError
 from distill_ray.models import DEMO_MODEL, ChatTokenizer, model_identity
-from distill_ray.pipeline.cluster import connected
+from distill_ray.pipeline.cluster import connected, require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, tokenise
@@ -164,23 +163,6 @@ def _use_gpu(config: RunConfig) -> bool:
     return config.student.model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) > 0
 
 
-def _require_resources(config: TrainConfig, use_gpu: bool) -> None:
-    """Say at once what a Ray of our own can never give; a cluster in RAY_ADDRESS may grow."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    total = ray.cluster_resources()
-    for resource, key, each in (
-        ("CPU", "cpus_per_worker", config.cpus_per_worker),
-        ("GPU", "gpus_per_worker", float(use_gpu)),
-    ):
-        have, needed = total.get(resource, 0.0), config.workers * each
-        if needed > have:
-            raise ConfigError(
-                f"train.workers: {config.workers} workers with {key} {each:g} need {needed:g} {resource}s and this "
-                f"machine has {have:g}; lower train.workers or train.{key}"
-            )
-
-
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +180,9 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
     use_gpu = _use_gpu(config)
-    _require_resources(config.train, use_gpu)
+    each = {"CPU": ("train.cpus_per_worker", config.train.cpus_per_worker)}
+    each |= {"GPU": ("train.gpus_per_worker", float(use_gpu))}
+    require_resources("train.workers", config.train.workers, each)
     tokenizer = ChatTokenizer.of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
