@@ -70,6 +70,7 @@ def run_ours(number: int, model: str) -> dict[str, float]:
             {
                 "recipe": {"type": "context", "context": {"text": context}},
                 "data": {"source": str(source)},
+                "generate": {"max_reject_frac": 1.0},  # answers of fixed length are all cut off
                 "teacher": {
                     "type": "vllm",
                     "model": model,
@@ -133,7 +134,9 @@ def in_subprocess(side: str, number: int, model: Path) -> dict[str, float]:
     """One run; its figures are the line that begins with FIGURES (vLLM prints after it, at its end)."""
     command = [sys.executable, __file__, "--side", side, "--chats", str(number), "--model", str(model)]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
     return next(json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("FIGURES "))
 
 

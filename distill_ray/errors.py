@@ -7,9 +7,9 @@
     |       `-- NoReadableRow        the file can be opened, and not one row of it is usable: exit 1
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
     |-- RowError                     this row cannot be used; it becomes a Reject with `reason`
-    |-- ClusterError             Ray cannot be reached or started
+    |-- ClusterError                 Ray cannot be reached or started
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
-    |-- Interrupted              Ctrl-C; the folder can be resumed: exit 130
+    |-- Interrupted                  Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
@@ -20,6 +20,9 @@ All of them cross process boundaries inside Ray, so they stay picklable: positio
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class DistillError(Exception):
@@ -88,7 +91,9 @@ class TrainingError(DistillError):
 
 
 class EngineError(DistillError):
-    """An engine could not answer."""
+    """An engine could not answer. `paid` holds the samples (`Completion`) of the request that it did answer."""
+
+    paid: Sequence[Any] = ()
 
 
 class RequestRejected(EngineError):

@@ -119,17 +119,21 @@ class OpenAIEngine(Engine):
                 if error.reason != RejectReason.BAD_REQUEST:
                     raise
                 refused = error
-        if len(samples) < num_wanted:  # one first: where it is refused as well, n was not the reason
-            samples += await self._ask(messages, sampling, first_sample + len(samples), 1)
-            self._refuses_n = self._refuses_n or refused is not None
-        rest = range(first_sample + len(samples), sampling.n)
-        answers = await asyncio.gather(
-            *(self._ask(messages, sampling, index, 1) for index in rest), return_exceptions=True
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            samples += answer
+        try:
+            if len(samples) < num_wanted:  # one first: where it is refused as well, n was not the reason
+                samples += await self._ask(messages, sampling, first_sample + len(samples), 1)
+                self._refuses_n = self._refuses_n or refused is not None
+            rest = range(first_sample + len(samples), sampling.n)
+            answers = await asyncio.gather(
+                *(self._ask(messages, sampling, index, 1) for index in rest), return_exceptions=True
+            )
+            samples += [sample for answer in answers if not isinstance(answer, BaseException) for sample in answer]
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+        except EngineError as error:
+            error.paid = samples
+            raise
         return samples
 
     async def close(self) -> None:

@@ -33,7 +33,10 @@ _QUIET = {
 def connected() -> Iterator[None]:
     """Be connected to Ray inside the block. Inside an existing connection (tests, jobs) this does nothing."""
     # Ray Data's own wrapper forgets its cause when it is pickled, and with it our message.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    context = ray.data.DataContext.get_current()
+    context.raise_original_map_exception = True
+    # An engine is added when all slots of those there are taken. At Ray's 1.75 it never is: our slots are its limit.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     if ray.is_initialized():
         yield
         return

@@ -47,13 +47,13 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
     require_current_student(config, folder)
-    rows = _held_out_rows(config, folder, limit)
+    rows, unanswered = _held_out_rows(config, folder, limit)
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
         for name, engine in (("student_before", _engine(config, None)), ("student_after", _engine(config, folder))):
             _answer(engine, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
             _score(config, folder, source, rows, name)
-    metrics, predictions = score_predictions(config, rows)
+    metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
     folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
@@ -61,8 +61,13 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     return metrics
 
 
-def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> list[dict[str, Any]]:
-    """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer."""
+def _held_out_rows(
+    config: RunConfig, folder: RunFolder, limit: int | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer.
+
+    Beside them those whose answer was rejected (unparsable, cut off, ...): they are only counted.
+    """
     recipe = make_recipe(config.recipe)
     chat = ChatTokenizer.of(config.student, key="student.model")
     examples: dict[str, dict[str, Any]] = {}
@@ -72,11 +77,12 @@ def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> l
             best = examples.get(record["row_id"])
             if best is None or record["sample_index"] < best["sample_index"]:
                 examples[record["row_id"]] = record
-    rows = []
+    rows, unanswered = [], []
     for table in folder.read_tables("rows"):
-        for record in table.to_pylist():
+        for record in table.filter((pc.field("split") == "test") & pc.field("reject_reason").is_null()).to_pylist():
             example = examples.get(record["row_id"])
             if example is None:
+                unanswered.append({"row_id": record["row_id"], "teacher_answer": None})
                 continue
             row = row_from_record(record)
             prompt_ids = chat.prompt_ids(example["messages"])
@@ -100,7 +106,7 @@ def _held_out_rows(config: RunConfig, folder: RunFolder, limit: int | None) -> l
         )
     rows.sort(key=lambda row: row["row_id"])
     most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
-    return rows[:most]
+    return rows[:most], unanswered
 
 
 def _reference(config: RunConfig, row: Row) -> str | None:

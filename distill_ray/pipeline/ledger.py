@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from distill_ray.config.engine import SamplingConfig
 from distill_ray.engines.base import Engine
-from distill_ray.errors import RunFolderError
+from distill_ray.errors import EngineError, RunFolderError
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.records import Completion, Message
 
@@ -214,12 +214,20 @@ class LedgeredEngine:
         return completions
 
     async def _ask(self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int) -> list[Completion]:
-        completions = await self._engine.generate(messages, self._sampling, first_sample=first_sample)
+        try:
+            completions = await self._engine.generate(messages, self._sampling, first_sample=first_sample)
+        except EngineError as error:
+            self._keep(keys, error.paid)
+            raise
+        self._keep(keys, completions)
+        return completions
+
+    def _keep(self, keys: list[bytes], completions: Sequence[Completion]) -> None:
         for completion in completions:
             if completion.finish_reason != "abort":  # not an answer: the next run asks again
                 self._ledger.put(keys[completion.sample_index], completion)
-        self._on_call(False, completions)
-        return completions
+        if completions:
+            self._on_call(False, completions)
 
 
 def _table(calls: Sequence[tuple[bytes, Completion]]) -> pa.Table:

@@ -11,6 +11,8 @@ import asyncio
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,14 +23,17 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.waste import engine_cores
-from distill_ray.config.engine import EngineConfig, SamplingConfig
+from distill_ray.config.engine import EngineConfig, SamplingConfig, StructuredOutput, VllmEngineConfig
 from distill_ray.engines import Engine, make_engine
+from distill_ray.engines.vllm import VllmEngine
 from distill_ray.errors import RequestRejected
 from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer
 from distill_ray.records import Completion, Message, RejectReason
@@ -295,6 +300,51 @@ def test_top_logprobs_do_not_change_the_text(subject: Subject) -> None:
     [without] = subject.ask("hello")
     [with_logprobs] = subject.ask("hello", GREEDY.model_copy(update={"top_logprobs": 3}))
     assert with_logprobs.text == without.text
+
+
+@pytest.mark.parametrize(
+    ("structured", "form"),
+    [
+        ({"choice": ["left", "right"]}, "left|right"),
+        ({"regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+        ({"json_schema": {"type": "boolean"}}, "true|false"),
+    ],
+    ids=["choice", "regex", "json_schema"],
+)
+def test_a_structured_answer_has_the_form_asked_for(subject: Subject, structured: dict[str, Any], form: str) -> None:
+    if "structured" not in subject.config.capabilities or subject.name == "openai-scripted":
+        pytest.skip(f"{subject.name} follows no form")
+    if subject.name == "fake" and "choice" not in structured:
+        pytest.skip("the fake engine only chooses")
+    sampling = SamplingConfig(temperature=0, max_tokens=32, structured=StructuredOutput(**structured))
+    (answer,) = subject.ask("Which?", sampling)
+    assert re.fullmatch(form, answer.text), answer.text
+
+
+def test_vllm_keeps_reasoning_apart_from_the_answer(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+    from vllm.outputs import CompletionOutput
+
+    model = tmp_path / "thinker"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(model)
+    said = CompletionOutput(0, "<think>2 + 2 is 4.</think>Four.", [5, 6, 7], None, None, finish_reason="stop")
+
+    async def generate(*_: Any, **__: Any) -> Any:
+        yield SimpleNamespace(outputs=[said])
+
+    llm = SimpleNamespace(generate=generate, model_config=SimpleNamespace(max_model_len=512), shutdown=lambda: None)
+
+    async def ask() -> Completion:
+        engine = VllmEngine(VllmEngineConfig(model=str(model), gpus=0, reasoning_parser="deepseek_r1"))
+        with mock.patch.object(engine, "_launch", return_value=llm):  # all but vLLM's own processes
+            await engine.start()
+        return (await engine.generate(user("2 + 2?"), GREEDY))[0]
+
+    completion = asyncio.run(ask())
+    assert (completion.reasoning, completion.text) == ("2 + 2 is 4.", "Four.")
 
 
 def test_the_identity_holds_no_url_and_no_key(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, EngineUnavailable, TooManyRejects
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
+from distill_ray.pipeline.preview import preview
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -96,6 +99,31 @@ def test_one_actor_and_two_give_the_same_files(tmp_path: Path) -> None:
         generate(config_of(source, teacher={"replicas": replicas, "cpus": 0.5}), folder)
         outcomes.append(sorted(map(json.dumps, examples(folder))))
     assert outcomes[0] == outcomes[1]
+
+
+def test_engines_are_added_up_to_the_maximum_while_there_is_a_queue(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(240))
+    folder = RunFolder(tmp_path / "run")
+    teacher = {"replicas": {"min": 1, "max": 2}, "cpus": 0.5, "latency_s": 0.4, "max_concurrency": 4}
+    generate(config_of(source, teacher=teacher, generate={"rows_per_partition": 10}), folder)
+    assert len(folder.list("logs", suffix=".log")) == 2  # one of each engine's process
+    assert len(examples(folder)) == 240
+
+
+def test_preview_shows_prompt_raw_answer_and_what_the_student_learns(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(3))
+    with source.open("a") as file:
+        file.write(json.dumps({"id": "empty", "text": " "}) + "\n")
+    raw = config_of(source, context="Be brief.", teacher={"answer": "Thinking. Final Answer: {{ query }} [bold]"})
+    config = parse_config(raw.model_dump() | {"recipe": raw.recipe.model_dump() | {"parse": {"after": "Answer: "}}})
+    output = io.StringIO()
+    preview(config, 4, Console(file=output, width=100))
+    lines = [line.strip("│ \n") for line in output.getvalue().splitlines()]
+    for line in ("Be brief.", "query 0", "Thinking. Final Answer: query 0 [bold]", "query 0 [bold]"):
+        assert line in lines
+    assert "rejected queries.jsonl:4: empty_query" in output.getvalue()
 
 
 def test_more_samples_later_pay_only_for_the_new_ones(tmp_path: Path) -> None:

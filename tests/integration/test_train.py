@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -182,25 +182,32 @@ def test_adapters_are_merged_into_a_student_that_equals_base_and_adapter(tiny_mo
     assert not torch.allclose(before, adapted)
 
 
-def test_a_killed_driver_is_resumed_with_exactly_the_same_curve(
+def test_an_interrupted_and_then_killed_command_is_resumed_with_exactly_the_same_curve(
     trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    folder = make_folder(tmp_path)
-    config = make_config(tiny_model, gradient_accumulation=2)
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    script = (
-        "import sys; from pathlib import Path; from distill_ray.config.run import RunConfig;"
-        "from distill_ray.pipeline.folder import RunFolder; from distill_ray.pipeline.training.train import train;"
-        "p = Path(sys.argv[1]); train(RunConfig.model_validate_json((p / 'config.json').read_text()), RunFolder(p))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_checkpoint(tmp_path, lambda: process.poll() is None)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (tmp_path / "student").exists()
-    train(config, folder)
+    run = tmp_path / "run"
+    folder = make_folder(run)
+    config = tmp_path / "config.yaml"
+    config.write_text(make_config(tiny_model, gradient_accumulation=2).model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "distill_ray", "train", str(config), "--run-dir", str(run)]
+
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for_checkpoint(run, lambda: process.poll() is None)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (run / "student").exists()
+
+    first = checkpoints(run)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for_checkpoint(run, lambda: process.poll() is None, beside=first)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "student").exists()
+
+    train(make_config(tiny_model, gradient_accumulation=2), folder)
     assert curve(folder) == curve(trained[0])
 
 
@@ -245,10 +252,16 @@ def test_no_training_examples_is_an_error_that_names_the_next_command(tiny_model
         train(make_config(tiny_model), RunFolder(tmp_path))
 
 
-def wait_for_checkpoint(path: Path, is_running: Any) -> None:
-    """Return as soon as Ray Train knows a checkpoint of the run."""
+def checkpoints(path: Path) -> set[Path]:
+    """Those that are there, once Ray Train knows of one."""
+    known = list(path.glob("checkpoints/*/checkpoint_manager_snapshot.json"))
+    return set(path.glob("checkpoints/*/step-*")) if known else set()
+
+
+def wait_for_checkpoint(path: Path, is_running: Any, *, beside: Set[Path] = frozenset()) -> None:
+    """Return as soon as Ray Train knows a checkpoint of the run that is not one of `beside`."""
     deadline = time.monotonic() + 180
-    while not list(path.glob("checkpoints/*/checkpoint_manager_snapshot.json")):
+    while not checkpoints(path) - beside:
         assert is_running(), "the training ended before it was killed"
         assert time.monotonic() < deadline, "no checkpoint after three minutes"
         time.sleep(0.02)

@@ -240,6 +240,18 @@ def test_a_prompt_that_is_too_long_is_rejected_as_such(failure: Reply) -> None:
         assert len(server.chats) == 1
 
 
+def test_samples_answered_before_one_fails_come_with_the_error() -> None:
+    def one_choice(body: dict[str, Any]) -> Reply:
+        if body["seed"] == 2:
+            return error(400, "flagged", "content_filter")
+        return answer_chat(body | {"n": 1})
+
+    with ScriptedServer(chat=one_choice) as server:
+        with pytest.raises(RequestRejected) as caught:
+            ask(server, SamplingConfig(n=4, temperature=1.0, seed=0))
+        assert [sample.sample_index for sample in caught.value.paid] == [0, 1, 3]
+
+
 # -- the start ---------------------------------------------------------------------------------------------
 
 

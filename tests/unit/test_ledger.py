@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -105,6 +106,22 @@ def test_a_failed_call_is_asked_again(folder: RunFolder) -> None:
         asyncio.run(teacher.generate(ask("a")))
     engine.fail = False
     assert asyncio.run(teacher.generate(ask("a")))[0].text == "a#0"
+
+
+def test_samples_paid_for_before_a_failure_are_kept(folder: RunFolder) -> None:
+    engine = Echo()
+    teacher, calls = ledgered(folder, engine, SamplingConfig(n=3))
+
+    async def two_of_three(messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0) -> list:
+        error = TransientEngineError("down")
+        error.paid = (await Echo().generate(messages, sampling))[:2]
+        raise error
+
+    with mock.patch.object(engine, "generate", two_of_three), pytest.raises(TransientEngineError):
+        asyncio.run(teacher.generate(ask("a")))
+    assert [c.text for c in asyncio.run(teacher.generate(ask("a")))] == ["a#0", "a#1", "a#2"]
+    assert engine.samples_made == 1
+    assert calls == [(False, 2), (True, 2), (False, 1)]
 
 
 @pytest.mark.parametrize(
