@@ -31,11 +31,11 @@ from distill_ray.records import Example, Split, examples_table
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 160
 TRAIN = {
-    "epochs": 4,
+    "epochs": 2,
     "learning_rate": 3e-3,
     "max_tokens_per_batch": 256,
     "max_length": 128,
-    "validate_every": 20,
+    "validate_every": 15,
     "cpus_per_worker": 0.5,
     "threads_per_worker": 1,
 }
