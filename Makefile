@@ -32,7 +32,11 @@ check: install
 	$(BIN)/pyright
 
 bench: install
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/generation.py --answers natural --peers vllm
+	$(BIN)/python benchmarks/waste.py
+	$(BIN)/python benchmarks/waste.py --victim engine
+	$(BIN)/python benchmarks/training.py
 
 lock:
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))
