@@ -22,7 +22,6 @@ from distill_ray.pipeline.folder import RunFolder
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
 _QUIET = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning that GPUs will one day not be hidden
@@ -35,6 +34,7 @@ def connected() -> Iterator[None]:
     # Ray Data's own wrapper forgets its cause when it is pickled, and with it our message.
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
+    context.enable_progress_bars = False  # it would draw over our display, on a terminal only
     # An engine is added when all slots of those there are taken. At Ray's 1.75 it never is: our slots are its limit.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     if ray.is_initialized():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -124,6 +128,27 @@ def test_preview_shows_prompt_raw_answer_and_what_the_student_learns(tmp_path: P
     for line in ("Be brief.", "query 0", "Thinking. Final Answer: query 0 [bold]", "query 0 [bold]"):
         assert line in lines
     assert "rejected queries.jsonl:4: empty_query" in output.getvalue()
+
+
+def test_a_terminal_shows_our_panel_and_nothing_of_ray(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(60))
+    config = tmp_path / "config.yaml"
+    config.write_text(config_of(source, teacher={"latency_s": 0.2, "max_concurrency": 4}).model_dump_json())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(tmp_path / "run")]
+    terminal = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, **terminal})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # what a terminal says when its last writer has gone
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert process.wait(60) == 0, shown
+    assert b"60 / 60 rows" in shown
+    for noise in (b"Running Dataset", b"MapBatches", b"[36m(", b"ray.io"):
+        assert noise not in shown
 
 
 def test_more_samples_later_pay_only_for_the_new_ones(tmp_path: Path) -> None:
