@@ -137,8 +137,9 @@ def test_a_terminal_shows_our_panel_and_nothing_of_ray(tmp_path: Path) -> None:
     config.write_text(config_of(source, teacher={"latency_s": 0.2, "max_concurrency": 4}).model_dump_json())
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(tmp_path / "run")]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # of this process
     terminal = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, **terminal})
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=inherited | terminal)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # what a terminal says when its last writer has gone
