@@ -21,10 +21,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from distill_ray.config import HfEngineConfig, StudentConfig, VllmEngineConfig
+from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.errors import ConfigError, RequestRejected
 from distill_ray.records import Message, RejectReason
 
-DEMO_MODEL = "demo"
 DEMO_MODEL_PATH = Path(__file__).parent / "demo" / "model"
 
 

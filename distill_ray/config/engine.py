@@ -104,6 +104,11 @@ class _EngineBase(Config):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves per replica."""
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs per replica: none, for what needs no model here."""
+        return 0
+
     @field_validator("replicas", mode="before")
     @classmethod
     def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:

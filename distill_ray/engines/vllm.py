@@ -299,7 +299,7 @@ def _share_core_with_worker() -> None:
     """On a machine with no core to spare, let vLLM's scheduler process wait on the core of its worker.
 
     It waits by yielding in a loop (vLLM's `SpinCondition`). Beside the worker that costs nothing; on the last other
-    core it takes the time of this process, which feeds it: 10 % of the speed on two cores (docs/results.md).
+    core it takes the time of this process, which feeds it (measured: docs/results.md).
     """
     own = psutil.Process()
     if not hasattr(own, "cpu_affinity"):

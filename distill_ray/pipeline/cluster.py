@@ -16,6 +16,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.errors import ClusterError, ConfigError, DistillError
 from distill_ray.pipeline.folder import RunFolder
 
@@ -89,6 +90,11 @@ def require_resources(key: str, replicas: int, each: Mapping[str, tuple[str, flo
                 f"{key}: {replicas} with {resource_key} {amount:g} need {needed:g} {resource}s and this machine has "
                 f"{have:g}; lower {key} or {resource_key}" + (" (0 runs on the CPU)" if resource == "GPU" else "")
             )
+
+
+def default_gpus(model: str) -> int:
+    """GPUs for a student where no key says how many: one if the cluster has any, none for the built-in model."""
+    return int(model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) >= 1)
 
 
 def own_error(error: BaseException) -> DistillError | None:

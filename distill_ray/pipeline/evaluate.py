@@ -25,14 +25,15 @@ from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEn
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected
 from distill_ray.models import ChatTokenizer
-from distill_ray.pipeline.cluster import connected, own_error, redirect_output
+from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student
 from distill_ray.recipes import make_recipe
-from distill_ray.records import Row, row_from_record
+from distill_ray.records import row_from_record
 
 BATCH_ROWS = 128
 
@@ -90,7 +91,8 @@ def _held_out_rows(
                 {
                     "row_id": row.row_id,
                     "query": row.query,
-                    "reference": _reference(config, row),
+                    # From the row itself: `evaluate.reference` may be set after generating.
+                    "reference": reference_of(row.columns, config.evaluate.reference),
                     "teacher_answer": example["completion"],
                     "messages": example["messages"],
                     "prompt_ids": prompt_ids,
@@ -107,12 +109,6 @@ def _held_out_rows(
     rows.sort(key=lambda row: row["row_id"])
     most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
     return rows[:most], unanswered
-
-
-def _reference(config: RunConfig, row: Row) -> str | None:
-    """The gold answer, from the row itself: `evaluate.reference` may be set after generating."""
-    value = row.columns.get(config.evaluate.reference) if config.evaluate.reference else None
-    return None if value is None else str(value)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -161,7 +157,7 @@ def _answer(
     progress: Progress,
 ) -> None:
     """Set `row[name]` to the engine's answer, for all rows."""
-    gpus = _gpus(engine.model)
+    gpus = default_gpus(engine.model)
     engine = engine.model_copy(update={"gpus": gpus})
     before = progress.done
     items = [{"number": n, "messages": row["messages"]} for n, row in enumerate(rows)]
@@ -185,10 +181,6 @@ def _answer(
         if ours is None:
             raise DistillError(f"evaluation failed inside Ray: {error}; see {folder.root}/logs") from error
         raise ours from None
-
-
-def _gpus(model: str) -> int:
-    return 1 if model != "demo" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
 class AnswerWorker:
@@ -231,7 +223,7 @@ def _score(
     weights = config.student.model_copy(update=_weights(config, student))
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows]
-    task = ray.remote(_losses).options(num_cpus=1, num_gpus=_gpus(weights.model))
+    task = ray.remote(_losses).options(num_cpus=1, num_gpus=default_gpus(weights.model))
     try:
         losses = ray.get(
             task.remote(

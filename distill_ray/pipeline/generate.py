@@ -144,9 +144,6 @@ def _run_partitions(
     progress: Progress,
 ) -> dict[str, Any]:
     """Run the stage over the partitions of `todo`; returns the tally's last state."""
-    each = {"CPU": ("teacher.cpus", config.teacher.cpus)}
-    each |= {"GPU": ("teacher.gpus", float(getattr(config.teacher, "num_gpus", 0)))}
-    require_resources("teacher.replicas", config.teacher.replicas.min, each)
     finished_rows = sum(marker["rows"] for marker in done.values())
     finished_rejects = Counter[str]()
     for marker in done.values():
@@ -197,9 +194,14 @@ def engine_resources(config: RunConfig) -> dict[str, Any]:
 
     One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
     executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`).
+
+    Raises:
+        ConfigError: this machine has not got it.
     """
     teacher = config.teacher
-    num_gpus = getattr(teacher, "num_gpus", 0)
+    num_gpus = teacher.num_gpus
+    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
+    require_resources("teacher.replicas", teacher.replicas.min, each)
     if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
         return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
     return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}

@@ -122,21 +122,18 @@ def _answers(url: str) -> bool:
 
 def build(name: str, stack: ExitStack, tiny_model: Path, folder: Path) -> dict[str, Any]:
     """The `teacher:` section of each engine under test."""
-    model = "demo" if (DEMO_MODEL_PATH / "config.json").is_file() else str(tiny_model)
     openai = {"type": "openai", "api_key_env": "TEST_API_KEY"}
     vllm_kwargs = {"enforce_eager": True, "max_model_len": 1024}
     builders: dict[str, Callable[[], dict[str, Any]]] = {
         "fake": lambda: {"type": "fake", "max_model_len": 1024},
         "hf": lambda: {"type": "hf", "model": str(tiny_model), "gpus": 0},
         "hf-demo": lambda: {"type": "hf", "model": "demo"},
-        "vllm": lambda: {"type": "vllm", "model": model, "gpus": 0, "engine_kwargs": vllm_kwargs},
+        "vllm": lambda: {"type": "vllm", "model": "demo", "gpus": 0, "engine_kwargs": vllm_kwargs},
         "openai-scripted": lambda: openai | {"base_url": stack.enter_context(ScriptedServer()).base_url, "model": "m"},
         "openai-vllm": lambda: (
             openai
             | {
-                "base_url": stack.enter_context(
-                    vllm_server(str(DEMO_MODEL_PATH) if model == "demo" else model, folder)
-                ),
+                "base_url": stack.enter_context(vllm_server(str(DEMO_MODEL_PATH), folder)),
                 "model": "served",
                 "extra_body": {"return_tokens_as_token_ids": True, "return_token_ids": True},
             }
@@ -149,8 +146,6 @@ def build(name: str, stack: ExitStack, tiny_model: Path, folder: Path) -> dict[s
 def subject(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    if request.param == "hf-demo" and not (DEMO_MODEL_PATH / "config.json").is_file():
-        pytest.skip("the demo model is not built yet")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack, asyncio.Runner() as runner:
         patch.setenv("TEST_API_KEY", KEY)
         for variable, value in VLLM_ENVIRONMENT.items():

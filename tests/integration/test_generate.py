@@ -228,3 +228,5 @@ def test_a_teacher_that_asks_for_gpus_of_a_machine_without_them_is_told_so_at_on
     config = parse_config({**config_of(source).model_dump(include={"recipe", "data"}), "teacher": teacher})
     with pytest.raises(ConfigError, match=r"teacher.gpus 64 need 64 GPUs .* \(0 runs on the CPU"):
         generate(config, RunFolder(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"teacher\.gpus 64 need 64 GPUs"):
+        preview(config, 1, Console(file=io.StringIO()))

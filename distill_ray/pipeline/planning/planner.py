@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from distill_ray.config import RunConfig
@@ -66,7 +67,7 @@ class Planner:
             "split": held_out or (self._split(key) if key else "train"),
             "query": query,
             "columns": row.json,
-            "reference": self._reference(row),
+            "reference": reference_of(row.columns, self.reference),
             "source": row.label,
             "reject_reason": problem and str(problem.reason),
             "reject_detail": problem and problem.detail,
@@ -125,9 +126,11 @@ class Planner:
             return "test"
         return "validation" if share < self.test_share + self.validation_share else "train"
 
-    def _reference(self, row: SourceRow) -> str | None:
-        value = row.columns.get(self.reference) if self.reference is not None else None
-        return value if value is None or isinstance(value, str) else to_json(value)
+
+def reference_of(columns: Mapping[str, Any], name: str | None) -> str | None:
+    """The gold answer in the column `evaluate.reference` as text; None where there is none."""
+    value = columns.get(name) if name is not None else None
+    return value if value is None or isinstance(value, str) else to_json(value)
 
 
 def _text_id(columns: dict[str, Any], column: str) -> str:

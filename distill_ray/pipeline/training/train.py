@@ -30,8 +30,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
-from distill_ray.models import DEMO_MODEL, ChatTokenizer, model_identity
-from distill_ray.pipeline.cluster import connected, require_resources
+from distill_ray.models import ChatTokenizer, model_identity
+from distill_ray.pipeline.cluster import connected, default_gpus, require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, tokenise
@@ -160,7 +160,7 @@ def _drop_other_checkpoints(folder: RunFolder, fingerprint: str, progress: Progr
 def _use_gpu(config: RunConfig) -> bool:
     if config.train.gpus_per_worker is not None:
         return config.train.gpus_per_worker > 0
-    return config.student.model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) > 0
+    return default_gpus(config.student.model) > 0
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -180,8 +180,10 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
     use_gpu = _use_gpu(config)
-    each = {"CPU": ("train.cpus_per_worker", config.train.cpus_per_worker)}
-    each |= {"GPU": ("train.gpus_per_worker", float(use_gpu))}
+    each = {
+        "CPU": ("train.cpus_per_worker", config.train.cpus_per_worker),
+        "GPU": ("train.gpus_per_worker", float(use_gpu)),
+    }
     require_resources("train.workers", config.train.workers, each)
     tokenizer = ChatTokenizer.of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
