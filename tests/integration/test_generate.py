@@ -230,3 +230,35 @@ def test_a_teacher_that_asks_for_gpus_of_a_machine_without_them_is_told_so_at_on
         generate(config, RunFolder(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"teacher\.gpus 64 need 64 GPUs"):
         preview(config, 1, Console(file=io.StringIO()))
+
+
+def test_an_engine_of_several_gpus_sits_in_a_placement_group_with_one_bundle_each() -> None:
+    """Ray with pretend GPUs, in a process of its own: what vLLM's own Ray executor then finds there."""
+    script = """
+import json, ray
+from distill_ray.config import parse_config
+from distill_ray.pipeline.generate import engine_resources
+ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
+
+@ray.remote
+def look():
+    group = ray.util.get_current_placement_group()
+    return group.bundle_specs, ray.get(child.remote())
+
+@ray.remote(num_cpus=1, num_gpus=1)
+def child():  # as one of vLLM's workers
+    return ray.util.get_current_placement_group() is not None
+
+teacher = {"type": "vllm", "model": "demo", "gpus": 4, "engine_kwargs": {"pipeline_parallel_size": 2}}
+recipe = {"type": "context", "context": {"text": "."}}
+config = parse_config({"recipe": recipe, "data": {"source": "."}, "teacher": teacher})
+options = engine_resources(config)
+options |= options.pop("ray_remote_args_fn")()
+print(json.dumps(ray.get(look.options(**options).remote())))
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    bundles, workers_share_it = json.loads(done.stdout.splitlines()[-1])
+    assert bundles == [{"GPU": 1.0, "CPU": 1.0}] * 4
+    assert workers_share_it

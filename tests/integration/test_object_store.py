@@ -1,6 +1,6 @@
 """A run whose queries and folder are in a bucket, against an S3 server on loopback: the commands as a user types them.
 
-Not covered here: other stores than S3, and the evaluation (its engines fetch the student; tests/integration/test_demo).
+Not covered here: other stores than S3.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def distill_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
 
 
-def test_queries_and_run_in_a_bucket_are_generated_from_and_trained_on(
-    bucket: str, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
     with fsspec.open(f"{bucket}/queries/part-0.jsonl", "w") as file:
         file.writelines(json.dumps({"id": f"r{i}", "text": f"query {i}"}) + "\n" for i in range(NUM_ROWS))
     config = {
@@ -56,6 +54,7 @@ def test_queries_and_run_in_a_bucket_are_generated_from_and_trained_on(
         "teacher": {"type": "fake"},
         "student": {"model": str(tiny_model)},
         "train": {"epochs": 1, "max_tokens_per_batch": 512, "threads_per_worker": 1},
+        "evaluate": {"engine": "hf", "max_tokens": 4},
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     run = f"{bucket}/runs/first"
@@ -72,5 +71,14 @@ def test_queries_and_run_in_a_bucket_are_generated_from_and_trained_on(
     student = folder.fetch("student")
     assert (student / "model.safetensors").is_file()
     assert (student / "chat_template.jinja").is_file()
+
+    done = distill_ray("evaluate", str(tmp_path / "config.yaml"), "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert folder.read_json("eval", "metrics.json")["num_rows"] > 0
+    assert folder.exists("report.md")
+
+    done = distill_ray("ask", run, "query 1", "--max-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
     everything = b"".join(folder.fs.cat_file(path) for path in folder.fs.find(folder.path("")))
     assert b"sk-canary" not in everything + (done.stdout + done.stderr).encode()
