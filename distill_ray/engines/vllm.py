@@ -203,7 +203,7 @@ class VllmEngine(Engine):
 
         prompt = tokens_input(self._prompt_ids(messages))
         params = self._new_params(sampling.model_copy(update={"n": 1}), 0)
-        params.output_kind = RequestOutputKind.DELTA
+        params.output_kind, params.detokenize = RequestOutputKind.DELTA, True
         async for output in self._engine.generate(prompt, params, self._next_id(), lora_request=self._lora()):
             yield output.outputs[0].text
 
@@ -264,8 +264,8 @@ class VllmEngine(Engine):
             seed=sampling.seed + first_sample,  # vLLM gives sample i of a request the seed + i
             logprobs=sampling.top_logprobs or None,
             flat_logprobs=sampling.top_logprobs > 0,
-            # Decoding k alternatives per token costs most of the speed: vllm-project/vllm, see docs/engines.md.
-            detokenize=sampling.top_logprobs == 0 or bool(sampling.stop),
+            # Text is made once, at the end (`_text`), not token by token and for k alternatives each (docs/engines.md).
+            detokenize=bool(sampling.stop),
             structured_outputs=_structured(sampling.structured),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -274,9 +274,7 @@ class VllmEngine(Engine):
         self, output: CompletionOutput, prompt_tokens: int, sampling: SamplingConfig, first_sample: int
     ) -> Completion:
         token_ids = list(output.token_ids)
-        text = output.text
-        if not text and sampling.top_logprobs and not sampling.stop:
-            text = self._tokenizer.tokenizer.decode(token_ids, skip_special_tokens=True)
+        text = output.text if sampling.stop else self._text(token_ids, stopped=output.finish_reason == "stop")
         reasoning = None
         if self._reasoning_parser is not None:
             reasoning, content = self._reasoning_parser.extract_reasoning(text, None)
@@ -293,6 +291,11 @@ class VllmEngine(Engine):
             topk_ids=topk_ids,
             topk_logprobs=topk_logprobs,
         )
+
+    def _text(self, token_ids: list[int], *, stopped: bool) -> str:
+        """As vLLM decodes: without the token that stopped it (not always one that the tokenizer calls special)."""
+        ids = token_ids[:-1] if stopped else token_ids
+        return self._tokenizer.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _share_core_with_worker() -> None:

@@ -265,6 +265,15 @@ def test_a_stop_string_is_no_part_of_the_answer(subject: Subject) -> None:
     assert cut.finish_reason == "stop"
 
 
+def test_the_text_is_the_same_where_a_library_decodes_it_piece_by_piece_to_look_for_a_stop_string(
+    subject: Subject,
+) -> None:
+    question = "hello, 你好, привет 12.5 and  two spaces"
+    [at_the_end] = subject.ask(question)
+    [piece_by_piece] = subject.ask(question, GREEDY.model_copy(update={"stop": ["never said \u2603"]}))
+    assert piece_by_piece.text == at_the_end.text
+
+
 def test_max_tokens_cuts_off(subject: Subject) -> None:
     [completion] = subject.ask("hello and good day to you", GREEDY.model_copy(update={"max_tokens": 1}))
     if subject.name != "openai-scripted" and completion.finish_reason != "stop":
@@ -325,7 +334,8 @@ def test_vllm_keeps_reasoning_apart_from_the_answer(tiny_model: Path, tmp_path: 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.save_pretrained(model)
-    said = CompletionOutput(0, "<think>2 + 2 is 4.</think>Four.", [5, 6, 7], None, None, finish_reason="stop")
+    ids = tokenizer.encode("<think>2 + 2 is 4.</think>Four.", add_special_tokens=False)
+    said = CompletionOutput(0, "", [*ids, tokenizer.eos_token_id], None, None, finish_reason="stop")
 
     async def generate(*_: Any, **__: Any) -> Any:
         yield SimpleNamespace(outputs=[said])

@@ -152,14 +152,13 @@ def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = make_folder(tmp_path)
-    train(make_config(tiny_model, workers=2, max_steps=20, schedule="constant", deepspeed={"zero_stage": 3}), folder)
+    train(make_config(tiny_model, workers=2, deepspeed={"zero_stage": 3}), folder)
     output = capfd.readouterr()
     assert output.out == ""
     assert all(line.startswith("train: ") for line in output.err.splitlines()), output.err
-    one_folder = make_folder(tmp_path / "one")
-    train(make_config(tiny_model, gradient_accumulation=2, max_steps=20, schedule="constant"), one_folder)
-    two, one = curve(folder), curve(one_folder)
-    for step in range(1, 21):
+    two, one = curve(folder), curve(trained[0])
+    assert len(two) == len(one)
+    for step in range(1, 21):  # rounding apart, which training then magnifies
         assert two[step] == pytest.approx(one[step], abs=2e-5, rel=2e-5)
 
 
