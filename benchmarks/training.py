@@ -8,7 +8,8 @@ groups by length, does no gradient checkpointing and does not log. Runs alternat
 process of its own. Measured is the time from the end of the first optimizer step to the end of the last, so start-up
 counts for neither; tokens are those that are not padding. The figure is the ratio of the medians.
 
-That both learn the same is checked by the loss of the trained models on held-out examples.
+That both learn the same is checked by the loss of the trained models on held-out examples; each pair of runs has a seed
+of its own (data order), so that the spread shows what is noise.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def make_examples(number: int, split: Split) -> list[Example]:
     return examples
 
 
-def run_ours(workdir: Path, threads: int) -> dict[str, Any]:
+def run_ours(workdir: Path, threads: int, seed: int) -> dict[str, Any]:
     """Train with our trainer."""
     from distill_ray.config.run import parse_config
     from distill_ray.pipeline.folder import RunFolder
@@ -68,6 +69,7 @@ def run_ours(workdir: Path, threads: int) -> dict[str, Any]:
                 "max_tokens_per_batch": MAX_TOKENS_PER_BATCH,
                 "threads_per_worker": threads,
                 "precision": "fp32",
+                "seed": seed,
                 "tensorboard": False,
             },
         }
@@ -80,7 +82,7 @@ def run_ours(workdir: Path, threads: int) -> dict[str, Any]:
     return {"tokens": tokens, "seconds": seconds, "steps": len(steps) + 1, "student": str(workdir / "run" / "student")}
 
 
-def run_trl(workdir: Path, threads: int, batch_size: int) -> dict[str, Any]:
+def run_trl(workdir: Path, threads: int, seed: int, batch_size: int) -> dict[str, Any]:
     """Train with TRL, grouped by length."""
     import torch
     from datasets import Dataset
@@ -120,7 +122,7 @@ def run_trl(workdir: Path, threads: int, batch_size: int) -> dict[str, Any]:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            seed=0,
+            seed=seed,
         ),
         callbacks=[Clock()],
     )
@@ -171,10 +173,10 @@ def write_examples(base: Path, number: int) -> None:
         (base / f"{split}.json").write_text(json.dumps(records))
 
 
-def in_subprocess(side: str, workdir: Path, threads: int, batch_size: int) -> dict[str, Any]:
+def in_subprocess(side: str, workdir: Path, threads: int, seed: int, batch_size: int) -> dict[str, Any]:
     """One run of one side."""
     workdir.mkdir()
-    arguments = [side, str(workdir), str(threads), str(batch_size)]
+    arguments = [side, str(workdir), str(threads), str(seed), str(batch_size)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -196,12 +198,13 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        side, workdir, threads, batch_size = options.worker
+        side, workdir = options.worker[:2]
+        threads, seed, batch_size = map(int, options.worker[2:])
         path = Path(workdir)
-        figures = run_ours(path, int(threads)) if side == "ours" else run_trl(path, int(threads), int(batch_size))
+        figures = run_ours(path, threads, seed) if side == "ours" else run_trl(path, threads, seed, batch_size)
         figures["tokens_per_second"] = figures["tokens"] / figures["seconds"]
         figures["held_out_loss"] = held_out_loss(path, figures["student"])
         print(json.dumps(figures))
@@ -212,7 +215,7 @@ def main() -> None:
         batch_size = 0
         for pair in range(options.pairs):
             for side in runs:
-                figures = in_subprocess(side, Path(base) / f"{side}-{pair}", options.threads, batch_size)
+                figures = in_subprocess(side, Path(base) / f"{side}-{pair}", options.threads, pair, batch_size)
                 runs[side].append(figures)
                 # As many examples a step as ours had in the mean: then tokens per step are the same in the mean.
                 batch_size = batch_size or round(options.examples * EPOCHS / figures["steps"])
@@ -224,6 +227,10 @@ def main() -> None:
     medians = {side: statistics.median(r["tokens_per_second"] for r in each) for side, each in runs.items()}
     ratio = medians["ours"] / medians["trl"]
     print(f"median {medians['ours']:,.0f} against {medians['trl']:,.0f} tokens/s: {ratio:.2f} times TRL")
+    losses = {side: [r["held_out_loss"] for r in each] for side, each in runs.items()}
+    for side, values in losses.items():
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        print(f"{side:5} held-out loss {statistics.mean(values):.4f}, standard deviation over seeds {spread:.4f}")
     if options.out:
         result = {"ratio": ratio, "median": medians, "batch_size_trl": batch_size, "runs": runs}
         options.out.write_text(json.dumps(result, indent=2) + "\n")
