@@ -1,13 +1,18 @@
 """The `distill-ray` command. Parses, calls one function of `pipeline/`, prints what was written and what comes next.
 
 Heavy packages are imported inside the commands, so `--help` and `check` answer at once.
-Exit status: 0 done, 1 the run failed, 2 the config or the input is wrong, 130 interrupted (the folder resumes).
+Exit status: 0 done, 1 the run failed, 2 the config or the input is wrong, 130 interrupted by Ctrl-C or SIGTERM (the
+folder resumes).
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
+import shlex
+import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -41,6 +46,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set train.epochs=2`. Repeatable."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"distill-ray {importlib.metadata.version('distill-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
@@ -92,7 +112,7 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
         f"+ rejected {result.rows_rejected}{rejects}"
     )
     console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
-    _wrote(f"{folder.root}/examples", f"distill-ray train {config} --run-dir {folder.root}")
+    _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
 
 
 @app.command()
@@ -109,7 +129,7 @@ def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overr
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         run_stage(loaded, folder)
-    _wrote(f"{folder.root}/student", f"distill-ray evaluate {config} --run-dir {folder.root}")
+    _wrote(f"{_shown(folder.root)}/student", "evaluate", *_same(config, folder, overrides))
 
 
 @app.command()
@@ -139,7 +159,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     loaded = load_config(config, overrides or [])
     for line in run_check(loaded):
         console.print(f"[green]ok[/green]  {escape(line)}")
-    console.print(f"next: distill-ray preview {config} -n 5")
+    _say_next("preview", str(config), "-n", "5", *_sets(overrides))
 
 
 @app.command()
@@ -156,7 +176,7 @@ def preview(
 
     loaded = load_config(config, overrides or [])
     run_preview(loaded, num, console)
-    console.print(f"next: distill-ray run {config}")
+    _say_next("run", str(config), *_sets(overrides))
 
 
 @app.command()
@@ -233,22 +253,54 @@ def _finish(metrics: dict, root: str) -> None:
 
     console.print(summary_table(metrics))
     m = RunFolder(root).manifest()
-    console.print(
-        f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
-        f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
-    )
-    shown = os.path.relpath(root) if "://" not in root else root
-    _wrote(shown, f'distill-ray ask {shown} "..."')
+    if m.get("generation_complete", True) and "rows_in" in m:
+        console.print(
+            f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
+            f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
+        )
+    else:
+        console.print("[yellow]generation was stopped before its end:[/yellow] these are the figures of what there is")
+    _wrote(_shown(root), "ask", _shown(root), "...")
 
 
-def _wrote(path: str, next_command: str | None = None) -> None:
+def _shown(root: str) -> str:
+    return os.path.relpath(root) if "://" not in root else root
+
+
+def _same(config: Path, folder: RunFolder, overrides: list[str] | None) -> list[str]:
+    """Arguments of the next stage: those of this one."""
+    return [str(config), "--run-dir", _shown(folder.root), *_sets(overrides)]
+
+
+def _sets(overrides: list[str] | None) -> list[str]:
+    return [part for override in overrides or [] for part in ("--set", override)]
+
+
+def _wrote(path: str, *next_arguments: str) -> None:
     console.print(f"wrote: {path}", markup=False)
-    if next_command:
-        console.print(f"next:  {next_command}", markup=False)
+    if next_arguments:
+        _say_next(*next_arguments)
+
+
+def _say_next(*arguments: str) -> None:
+    """The next command as it can be pasted: with the program as it was called."""
+    called = sys.argv[0]
+    program = ["distill-ray"]
+    if os.path.basename(called) != "distill-ray":
+        program = [os.path.relpath(sys.executable), "-m", "distill_ray"]
+    elif shutil.which("distill-ray") != os.path.abspath(called):
+        program = [os.path.relpath(called)]
+    console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
+
+
+def _on_terminate(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point: one clear message and an exit status, never a wall of traceback."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries for a while; the error that ends it is ours
+    signal.signal(signal.SIGTERM, _on_terminate)
     try:
         app()
     except DistillError as error:

@@ -50,6 +50,20 @@ def resolve_model(model: str, *, key: str = "model") -> str:
     raise ConfigError(f"{key}: no model at {model}; give an existing folder, a hub id (org/name) or `demo`")
 
 
+def require_safetensors(model: str, *, key: str) -> None:
+    """Refuse a folder whose weights are only in a format that runs code when it is read.
+
+    Raises:
+        ConfigError: no safetensors there. (What a hub id has is seen when it is loaded.)
+    """
+    path = Path(resolve_model(model, key=key))
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"{key}: {model} has no weights in safetensors; other formats run code when they are read. Convert it: "
+            "load it with transformers where you trust it, then save_pretrained(folder)"
+        )
+
+
 def model_identity(model: str, revision: str | None = None) -> str:
     """Name a model so that other weights never pass for it: `demo@1f3a...`, `org/name@revision`.
 

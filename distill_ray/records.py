@@ -35,6 +35,7 @@ class RejectReason(StrEnum):
     MISSING_COLUMN = "missing_column"
     NOT_TEXT = "not_text"
     EMPTY_QUERY = "empty_query"
+    EMPTY_CONTEXT = "empty_context"
     DUPLICATE = "duplicate"
     DUPLICATE_ID = "duplicate_id"
     PROMPT_TOO_LONG = "prompt_too_long"

@@ -12,6 +12,7 @@ class Config(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
         use_attribute_docstrings=True,
         hide_input_in_errors=True,  # a value may be a secret in the wrong place; `run._explain` decides what is shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill_ray.config.base import Config
 
@@ -41,6 +41,25 @@ class DataConfig(Config):
 
     dedup: bool = False
     """Reject a query that occurred before (`duplicate`). Off: equal prompts share one call, each row its example."""
+
+    @field_validator("source", "validation", "test")
+    @classmethod
+    def _names_something(cls, value: Source | None) -> Source | None:
+        names = [value] if isinstance(value, str) else value
+        if names is not None and (not names or not all(name.strip() for name in names)):
+            raise ValueError("names no file; give a file, a glob or a folder")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_of_text(cls, value: str) -> str:
+        try:
+            "".encode(value)
+        except LookupError as error:
+            raise ValueError(
+                "not an encoding of text that Python knows (utf-8, latin-1, cp1252, utf-16, ...)"
+            ) from error
+        return value
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> DataConfig:

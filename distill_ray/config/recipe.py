@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
 from distill_ray.config.base import Config
@@ -54,8 +54,8 @@ class ParseConfig(Config):
     def _compiles(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                re.compile(value)
-            except re.error as error:
+                regex.compile(value)
+            except regex.error as error:
                 raise ValueError(f"not a regular expression: {error}") from error
         return value
 
@@ -105,8 +105,8 @@ class ContextRecipeConfig(Config):
     def _refusals_compile(cls, value: list[str]) -> list[str]:
         for pattern in value:
             try:
-                re.compile(pattern)
-            except re.error as error:
+                regex.compile(pattern)
+            except regex.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return value
 

@@ -79,7 +79,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the config as UTF-8") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     return parse_config(raw, where=str(path), base=path.parent, overrides=overrides)
@@ -91,7 +91,10 @@ def parse_config(
     """Check an already loaded config. See `load_config`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected keys and values at the top level, got {_show(raw)}")
-    raw = _copy(raw)
+    try:
+        raw = _copy(raw)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: an anchor of the YAML (&name) contains itself; write the value out") from error
     for override in overrides:
         _apply_override(raw, override)
     if isinstance(raw.get("teacher"), dict):
@@ -100,8 +103,23 @@ def parse_config(
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors()))
         raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML allows a key twice and takes the last one, which hides a setting."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key `{key.value}` is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _copy(value: Any) -> Any:
@@ -117,7 +135,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}; quote text that holds "
+            f"braces or colons: --set '{key.strip()}=\"...\"'"
+        ) from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; everybody else reads it as a number
         value = _number_or_text(value)
     node: Any = raw
@@ -152,7 +173,7 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        if not isinstance(value, str) or "://" in value:
+        if not isinstance(value, str) or "://" in value or not value.strip():
             return value
         return str(base / Path(value).expanduser())
 
@@ -173,8 +194,18 @@ def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
     variants = {"vllm", "openai", "hf", "fake"}
     parts = [str(part) for part in detail["loc"] if str(part) not in variants]
-    key = ".".join(parts) or "the config"
     value = detail.get("input")
+    if detail["type"] == "union_tag_invalid":
+        context = detail.get("ctx", {})
+        tag = context["tag"]
+        known = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        close = difflib.get_close_matches(str(tag), known, n=1)
+        meant = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+        return f"{'.'.join(parts)}.type: unknown (got {_show(tag)}); {meant}"
+    if parts and parts[-1] in ("str", "list[str]"):  # the branches of a union are no keys
+        return f"{'.'.join(parts[:-1])}: expected text or a list of texts (got {_show(value)})"
+    parts = [part for part in parts if part != "list[str]"]
+    key = ".".join(parts) or "the config"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {_show(value, key)}); {_suggest(detail['loc'])}"
     if detail["type"] == "missing":

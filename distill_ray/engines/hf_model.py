@@ -243,6 +243,7 @@ class _Stopper(StoppingCriteria):
 def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str, Any]) -> Any:
     transformers_logging.disable_progress_bar()  # a bar per engine actor is noise; downloads keep theirs
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    kwargs = {**kwargs, "use_safetensors": True}  # other formats run code when they are read
     if config.num_gpus == 0:
         model = auto.from_pretrained(path, dtype=torch.float32, **kwargs)
     else:

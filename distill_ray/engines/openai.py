@@ -243,6 +243,8 @@ class OpenAIEngine(Engine):
             assert isinstance(error, TransientEngineError)
             tries = "try" if state.attempt_number == 1 else "tries"
             message = f"{error.message} (after {state.attempt_number} {tries})"
+            if (error.retry_after or 0.0) > self.config.timeout_s:
+                message += f"; it asks to wait {error.retry_after:g} s, longer than teacher.timeout_s"
             raise TransientEngineError(message, error.retry_after)
 
         def count(_: RetryCallState) -> None:
@@ -263,12 +265,12 @@ def _read_key(name: str | None) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise ConfigError(
-            f"api_key_env: the environment variable {name} is not set; run `export {name}=...`, "
+            f"teacher.api_key_env: the environment variable {name} is not set; run `export {name}=...`, "
             "or give `api_key_env: null` for a server that asks for no key"
         )
     # The HTTP library would put such a header into its error message.
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"api_key_env: the value of {name} holds characters that no key has; set it again")
+        raise ConfigError(f"teacher.api_key_env: the value of {name} holds characters that no key has; set it again")
     return key
 
 

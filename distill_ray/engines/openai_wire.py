@@ -103,7 +103,8 @@ def _text_and_finish_reason(choice: Mapping[str, Any]) -> tuple[str, str]:
         return "", "content_filter"
     if not isinstance(content, str):
         raise TypeError(f"message.content is {type(content).__name__}")
-    content = content.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair fits in no file
+    if any("\ud800" <= character <= "\udfff" for character in content):
+        return "", "abort"  # half of a surrogate pair: no text that a file can hold
     # A reason that we do not know (error, tool_calls, ...) is no promise that the answer is whole.
     return content, _FINISH_REASONS.get(choice.get("finish_reason") or "stop", "abort")
 

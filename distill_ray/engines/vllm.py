@@ -120,6 +120,7 @@ class VllmEngine(Engine):
             "model": resolve_model(config.model, key="teacher.model"),
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
+            "load_format": "safetensors",  # other formats run code when they are read
             "enable_log_requests": False,  # prompts do not belong in logs
             "disable_log_stats": True,  # counted per token in the process that all requests pass through
             "max_logprobs": max(20, config.sampling.top_logprobs),

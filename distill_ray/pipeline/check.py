@@ -6,12 +6,17 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import ray
+
 from distill_ray.config import OpenAIEngineConfig, RunConfig, VllmEngineConfig
 from distill_ray.config.engine import FakeEngineConfig
-from distill_ray.errors import ConfigError
-from distill_ray.models import ChatTokenizer
+from distill_ray.errors import ConfigError, DataError
+from distill_ray.models import ChatTokenizer, require_safetensors
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.generate import engine_resources
 from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import make_recipe
 
 SAMPLE_ROWS = 100
@@ -31,11 +36,38 @@ def check(config: RunConfig) -> Iterator[str]:
             sum(reason is not None for reason in table["reject_reason"].to_pylist())
             for table in RunFolder(scratch).read_tables("rows", columns=["reject_reason"])
         )
-    yield f"data: {plan.rows_in} first rows read, {bad} of them unusable"
+        first = _first_problem(RunFolder(scratch))
+    if bad == plan.rows_in:
+        raise DataError(f"data: none of the {bad} first rows can be used, for example {first}")
+    yield f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
     yield _check_teacher(config)
+    yield check_student(config)
+    with connected():
+        yield check_resources(config)
+
+
+def check_student(config: RunConfig) -> str:
+    """What the student's training needs of its model. Raises ConfigError."""
     student = config.student
     ChatTokenizer.of(student, key="student.model")
-    yield f"student `{student.model}`: tokenizer and chat template"
+    require_safetensors(student.model, key="student.model")
+    return f"student `{student.model}`: tokenizer, chat template and weights"
+
+
+def check_resources(config: RunConfig) -> str:
+    """What the stages ask Ray for, held against what there is. Raises ConfigError."""
+    engine_resources(config)
+    training_resources(config)
+    resources = ray.cluster_resources()
+    return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"
+
+
+def _first_problem(folder: RunFolder) -> str:
+    for table in folder.read_tables("rows", columns=["source", "reject_reason", "reject_detail"]):
+        for row in table.to_pylist():
+            if row["reject_reason"] is not None:
+                return f"{row['source']}: {row['reject_reason']}: {row['reject_detail']}"
+    return ""
 
 
 def _check_teacher(config: RunConfig) -> str:
@@ -50,6 +82,8 @@ def _check_teacher(config: RunConfig) -> str:
             )
         return f"teacher `{teacher.model}` at {teacher.base_url}: key is set (the server was not asked)"
     ChatTokenizer.of(teacher, key="teacher.model")
+    if not (isinstance(teacher, VllmEngineConfig) and "load_format" in teacher.engine_kwargs):
+        require_safetensors(teacher.model, key="teacher.model")
     where = f"{teacher.num_gpus} GPUs per replica" if teacher.num_gpus else "CPU"
     pool = (
         f", {teacher.replicas.min} to {teacher.replicas.max} replicas" if isinstance(teacher, VllmEngineConfig) else ""

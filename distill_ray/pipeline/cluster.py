@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -44,20 +47,28 @@ def connected() -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
-    with warnings.catch_warnings(), _translated(address):
-        warnings.simplefilter("ignore")
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=False if address == "local" else None,
-        )
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with tempfile.TemporaryDirectory(prefix="distill-ray-", ignore_cleanup_errors=True) as scratch:
+        if address == "local":
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", scratch)  # its sockets, which it leaves behind
+        with warnings.catch_warnings(), _translated(address):
+            warnings.simplefilter("ignore")
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=False if address == "local" else None,
+            )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            if os.environ.get("VLLM_RPC_BASE_PATH") == scratch:
+                del os.environ["VLLM_RPC_BASE_PATH"]
 
 
 @contextlib.contextmanager

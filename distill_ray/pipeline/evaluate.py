@@ -23,10 +23,11 @@ import ray.exceptions
 
 from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import DistillError, RequestRejected
+from distill_ray.errors import ConfigError, DistillError, RequestRejected
 from distill_ray.models import ChatTokenizer
 from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
@@ -47,6 +48,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     started = time.monotonic()
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
+    _require_these_examples(config, folder)
     require_current_student(config, folder)
     rows, unanswered = _held_out_rows(config, folder, limit)
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
@@ -60,6 +62,17 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
     write_report(folder, config)
     return metrics
+
+
+def _require_these_examples(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a config that `examples/` were not made with: the report would describe what was not run."""
+    made_with = folder.manifest().get("generated_with")
+    if made_with is not None and made_with != generated_with(config):
+        raise ConfigError(
+            f"{folder.root}: examples/ were generated with another recipe, teacher or data than this config's; run "
+            "`distill-ray generate` with this config first (what did not change is not paid again), or take back the "
+            "change"
+        )
 
 
 def _held_out_rows(

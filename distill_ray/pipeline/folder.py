@@ -12,6 +12,7 @@ A file appears whole or not at all: written under a temporary name and renamed o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import fcntl
@@ -20,6 +21,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,6 +81,7 @@ class RunFolder:
             return self.local(*parts)
         name = hashlib.blake2b(self.path(*parts).encode(), digest_size=8).hexdigest()
         target = Path(tempfile.mkdtemp(prefix=f"distill-ray-{name}-"))
+        atexit.register(shutil.rmtree, target, ignore_errors=True)
         self.fs.invalidate_cache()
         self.fs.get(self.path(*parts).rstrip("/") + "/", str(target) + "/", recursive=True)
         return target
@@ -97,6 +100,8 @@ class RunFolder:
             found = self.fs.ls(self.path(*parts), detail=False)
         except FileNotFoundError:
             return []
+        except NotADirectoryError as error:
+            raise RunFolderError(f"{self.path(*parts)}: a file where a folder belongs; remove it") from error
         names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in found]
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith(".tmp-"))
 
@@ -139,23 +144,36 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(*parts), recursive=True)
 
-    def read_json(self, *parts: str) -> Any:
-        """Read a JSON file. Raises FileNotFoundError; RunFolderError if it is not JSON."""
+    def read_json(self, *parts: str) -> dict[str, Any]:
+        """Read a JSON object. Raises FileNotFoundError; RunFolderError if it is none."""
         try:
-            return json.loads(self.read_bytes(*parts))
+            value = json.loads(self.read_bytes(*parts))
         except ValueError as error:
             raise RunFolderError(f"{self.path(*parts)}: not valid JSON ({error}); delete it and run again") from error
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{self.path(*parts)}: damaged (not a JSON object); delete it and run again")
+        return value
 
     def write_json(self, value: Any, *parts: str) -> None:
         """Write JSON, indented for people."""
         self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode(), *parts)
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
-        """Read one Parquet file. Raises FileNotFoundError; RunFolderError if it is damaged."""
+        """Read one Parquet file. Raises FileNotFoundError; RunFolderError if it is damaged or lacks a column."""
         try:
             return pq.read_table(io.BytesIO(self.read_bytes(*parts)), columns=columns)
-        except pa.ArrowInvalid as error:
-            raise RunFolderError(f"{self.path(*parts)}: damaged ({error}); delete it and run again") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise self.damaged(error, *parts) from error
+
+    def damaged(self, error: Exception, *parts: str) -> RunFolderError:
+        """What to tell of a file that cannot be read as what it is."""
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        again = " (its calls are then made again)" if parts[0] == "calls" else ""
+        return RunFolderError(
+            f"{self.path(*parts)}: damaged ({why}); delete it and run `distill-ray generate` again{again}"
+        )
 
     def write_table(self, table: pa.Table, *parts: str) -> None:
         """Write one Parquet file (zstd), whole or not at all."""
@@ -207,7 +225,8 @@ class RunFolder:
             file = open(self.path(".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
         except OSError as error:
             raise RunFolderError(
-                f"{self.root}: cannot use this run folder ({error.strerror}); give a folder you may write to"
+                f"{self.root}: cannot use this run folder "
+                f"({'it is a file' if os.path.isfile(self._base) else error.strerror}); give a folder you may write to"
             ) from error
         with file:
             try:

@@ -9,6 +9,7 @@ partitions at once. A `Tally` actor counts, decides when to stop, and feeds the 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -34,7 +35,7 @@ from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.tally import Tally
-from distill_ray.pipeline.worker import PartitionWorker
+from distill_ray.pipeline.worker import Figures, PartitionWorker
 from distill_ray.recipes import make_recipe
 from distill_ray.records import SCHEMA_VERSION
 
@@ -84,7 +85,7 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
     state: dict[str, Any] = {}
     if todo:
-        folder.update_manifest({"generation_complete": False})
+        _forget_figures(folder, generated_with(config))
         with connected(), Progress("generate", total=plan.rows_in) as progress:
             state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
         for p in todo:
@@ -107,9 +108,26 @@ def generation_fingerprint(config: RunConfig) -> str:
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 
+def generated_with(config: RunConfig) -> str:
+    """Hash of what `examples/` are made from, to tell later whether a config still describes them."""
+    parts = [generation_fingerprint(config), config.data.model_dump(mode="json")]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _forget_figures(folder: RunFolder, made_with: str) -> None:
+    """The manifest of an earlier generation does not describe one that is under way."""
+    names = {field.name for field in dataclasses.fields(Generation)} - {"seconds"}
+    manifest = {name: value for name, value in folder.manifest().items() if name not in names}
+    folder.write_json({**manifest, "generation_complete": False, "generated_with": made_with}, "manifest.json")
+
+
 def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
+    """The marker of a finished partition; None where it is not there, or not whole: then it is done again."""
     name = f"{partition_name(partition)}.json"
-    return folder.read_json("done", name) if folder.exists("done", name) else None
+    if not folder.exists("done", name):
+        return None
+    marker = folder.read_json("done", name)
+    return marker if {"rows_sha", "fingerprint", "retry", *vars(Figures())} <= marker.keys() else None
 
 
 def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
@@ -283,7 +301,7 @@ def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation
     figures = {name: value for name, value in vars(generation).items() if name != "seconds"}
     manifest = {**folder.manifest(), **figures}  # replaced, not merged: a reason that is gone must not linger
     manifest["seeds"] = {**manifest.get("seeds", {}), "sampling": config.teacher.sampling.seed}
-    manifest["generation_complete"] = True
+    manifest |= {"generation_complete": True, "generated_with": generated_with(config)}
     manifest["engine_retries"] = state.get("engine_retries", 0)
     if state:  # a rerun that finds everything done keeps the seconds of the run that did the work
         seconds = {"engine_start": state["engine_start_s"], "generate_work": state["work_s"]}

@@ -70,7 +70,7 @@ class Ledger:
         self._lock = threading.Lock()  # of the buffer
         self._writing = threading.Lock()  # of the files: a segment must not land while others are merged
         self._fresh: list[tuple[bytes, Completion]] = []  # not yet written
-        self._tables = [self._checked(table) for table in self._load()]
+        self._tables = list(self._load())
         self._where: dict[bytes, tuple[int, int]] = {}  # key -> (table, row)
         for number, table in enumerate(self._tables):
             for row, key in enumerate(table["key"].to_pylist()):
@@ -78,16 +78,21 @@ class Ledger:
         self._recent: dict[bytes, Completion] = {}  # written or not, of this process
 
     def _load(self) -> Iterator[pa.Table]:
-        if self._folder.exists("calls", f"{self._name}.parquet"):
-            yield self._folder.read_table("calls", f"{self._name}.parquet")
+        merged = f"{self._name}.parquet"
+        if self._folder.exists("calls", merged):
+            yield self._checked(self._folder.read_table("calls", merged), merged)
         for segment in self._folder.list("calls", self._name, suffix=".arrow"):
             data = self._folder.read_bytes("calls", self._name, segment)
-            yield pa.ipc.open_file(io.BytesIO(data)).read_all()
+            try:
+                table = pa.ipc.open_file(io.BytesIO(data)).read_all()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise self._folder.damaged(error, "calls", self._name, segment) from error
+            yield self._checked(table, self._name, segment)
 
-    def _checked(self, table: pa.Table) -> pa.Table:
+    def _checked(self, table: pa.Table, *parts: str) -> pa.Table:
         if table.schema != CALL_SCHEMA:
             raise RunFolderError(
-                f"{self._folder.path('calls', self._name)}: written by another version of distill-ray; "
+                f"{self._folder.path('calls', *parts)}: written by another version of distill-ray; "
                 "go on with that version, or start a new --run-dir"
             )
         return table

@@ -73,7 +73,8 @@ def _show(console: Console, prompt: list[Message], row: Row, raw: list[str], lea
     parts = [f"[bold]{m['role']}[/bold]\n{escape(m['content'])}" for m in prompt]
     parts += [f"[bold cyan]raw answer[/bold cyan]\n{escape(text)}" for text in raw]
     parts += [f"[bold green]the student learns[/bold green]\n{escape(learned)}"]
-    console.print(Panel("\n\n".join(parts), title=escape(f"{row.source} ({row.split})"), title_align="left"))
+    panel = Panel("\n\n".join(parts), title=escape(f"{row.source} ({row.split})"), title_align="left")
+    console.print(panel, soft_wrap=False)  # else a line longer than the terminal is cut
 
 
 def _answer(config: RunConfig, folder: RunFolder, rows: list[Row]) -> list[tuple[list[str], str]]:

@@ -146,6 +146,8 @@ def _changed(section: BaseModel) -> str:
 
 
 def _rows(manifest: Mapping[str, Any]) -> str:
+    if manifest.get("generation_complete") is False:
+        return "Generation was stopped before its end; `distill-ray generate` goes on and counts."
     if "rows_in" not in manifest:
         return "Nothing generated yet."
     text = (
@@ -239,10 +241,10 @@ def _cost(manifest: Mapping[str, Any]) -> str:
     figures = [
         [title, f"{manifest[name]:,}"]
         for name, title in (
-            ("teacher_calls", "teacher calls made"),
-            ("teacher_calls_replayed", "teacher calls replayed from the ledger"),
-            ("prompt_tokens", "teacher's prompt tokens"),
-            ("completion_tokens", "teacher's completion tokens"),
+            ("teacher_calls", "teacher calls made by the last command"),
+            ("teacher_calls_replayed", "answers that it found paid for (`calls/`)"),
+            ("prompt_tokens", "prompt tokens of all these calls"),
+            ("completion_tokens", "completion tokens of all these calls"),
         )
         if name in manifest
     ]

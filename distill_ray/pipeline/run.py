@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from distill_ray.config import RunConfig, parse_config
-from distill_ray.errors import Interrupted
+from distill_ray.errors import ConfigError, Interrupted
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import noise_to
@@ -38,16 +38,27 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
     """Generate, train, evaluate, report. Returns the content of `eval/metrics.json`."""
+    from distill_ray.pipeline.check import check_resources, check_student
     from distill_ray.pipeline.evaluate import evaluate
     from distill_ray.pipeline.generate import generate
+    from distill_ray.pipeline.report import write_report
     from distill_ray.pipeline.training.train import train
 
     started = time.monotonic()
-    with stage(config, folder), connected():
-        generate(config, folder, limit=limit)
-        train(config, folder)
-        metrics = evaluate(config, folder)
+    if config.data.test is None and not config.data.holdout:
+        raise ConfigError(
+            "data.holdout: 0, and no data.test, so there is nothing to evaluate on; set one of them, or run "
+            "`distill-ray generate` and `distill-ray train`"
+        )
+    with stage(config, folder):
+        check_student(config)  # before the teacher is paid
+        with connected():
+            check_resources(config)
+            generate(config, folder, limit=limit)
+            train(config, folder)
+            metrics = evaluate(config, folder)
     folder.update_manifest({"seconds": {"last_run": round(time.monotonic() - started, 2)}})
+    write_report(folder, config)
     return metrics
 
 

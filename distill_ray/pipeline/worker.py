@@ -25,6 +25,7 @@ from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
 from distill_ray.recipes import make_recipe
 from distill_ray.records import (
     RETRYABLE_REASONS,
+    ROW_SCHEMA,
     Completion,
     Example,
     Reject,
@@ -95,7 +96,8 @@ class PartitionWorker:
         self._flusher.add(ledger)
         figures = Figures()
         samples: list[str] = []
-        records = self._folder.read_table("rows", f"{partition_name(partition)}.parquet").to_pylist()
+        name = f"{partition_name(partition)}.parquet"
+        records = self._folder.read_table("rows", name, columns=ROW_SCHEMA.names).to_pylist()
         engines = {
             "teacher": LedgeredEngine(
                 self._engine.identity.partition(":")[2],

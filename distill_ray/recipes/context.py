@@ -11,7 +11,6 @@ tokenizers and through any API; top-k logprobs are an option (`teacher.sampling.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 
 import fsspec
@@ -21,6 +20,7 @@ from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.parse import parse_answer
+from distill_ray.recipes.patterns import any_matches
 from distill_ray.recipes.template import TextTemplate, kind_of
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
 
@@ -39,7 +39,6 @@ class ContextRecipe:
         self.config = config
         self._query = TextTemplate(config.query, key="recipe.query")
         self._fixed_context = None if config.context.column is not None else _load_context(config.context)
-        self._refusals = [re.compile(pattern) for pattern in config.refusals]
         self._few_shot: list[Message] = []
         for example in config.examples:
             self._few_shot.append({"role": "user", "content": example.query})
@@ -81,7 +80,7 @@ class ContextRecipe:
         except RowError as error:
             return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
         teacher = engines["teacher"]
-        judged = [(sample, self._judge(sample)) for sample in await teacher.generate(messages)]
+        judged = [(sample, self._judged(sample)) for sample in await teacher.generate(messages)]
         good = [(sample, text) for sample, text in judged if isinstance(text, str)]
         if good:
             return [self._example(row, sample, text, teacher.name) for sample, text in good]
@@ -98,7 +97,15 @@ class ContextRecipe:
         value = row.columns[column]
         if not isinstance(value, str):
             raise RowError(RejectReason.NOT_TEXT, f"column `{column}` (the context) is {kind_of(value)}, expected text")
+        if not value.strip():
+            raise RowError(RejectReason.EMPTY_CONTEXT, f"column `{column}` (the context) is empty")
         return value
+
+    def _judged(self, sample: Completion) -> str | RowError:
+        try:
+            return self._judge(sample)
+        except RowError as error:
+            return error
 
     def _judge(self, sample: Completion) -> str | RowError:
         """The completion to learn, or why this sample is no good."""
@@ -110,7 +117,7 @@ class ContextRecipe:
         if sample.finish_reason == "content_filter":
             return RowError(RejectReason.REFUSED, f"stopped by the engine's content filter: {_show(text)}")
         # Models like to write a typographic apostrophe; the patterns have the plain one.
-        if any(pattern.search(text.replace("\u2019", "'")) for pattern in self._refusals):
+        if any_matches(self.config.refusals, text.replace("\u2019", "'")):
             return RowError(RejectReason.REFUSED, _show(text))
         if not text:
             return RowError(RejectReason.EMPTY_ANSWER, f"no text (finish reason: {sample.finish_reason})")

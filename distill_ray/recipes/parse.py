@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from typing import Any
 
 from distill_ray.config import ParseConfig
+from distill_ray.recipes.patterns import last_match
 
 SKIPPED_WHERE_TOO_DEEP = 500  # characters
 
@@ -16,9 +16,13 @@ _JSON_START = re.compile(r"[{\[]")
 
 
 def parse_answer(text: str, config: ParseConfig) -> str | None:
-    """Return the part of `text` that `config` describes, stripped; None if it is not there or is empty."""
+    """Return the part of `text` that `config` describes, stripped; None if it is not there or is empty.
+
+    Raises:
+        RowError: the regular expression takes too long.
+    """
     if config.regex is not None:
-        found = _last_match(text, config.regex)
+        found = last_match(config.regex, text)
     elif config.json_field is not None:
         found = _json_field(text, config.json_field.split("."))
     else:
@@ -26,14 +30,6 @@ def parse_answer(text: str, config: ParseConfig) -> str | None:
         found = text.rpartition(marker)[2] if marker and marker in text else None
     found = (found or "").strip()
     return found if found and _is_unicode(found) else None
-
-
-def _last_match(text: str, pattern: str) -> str | None:
-    matches = deque(re.finditer(pattern, text), maxlen=1)
-    if not matches:
-        return None
-    match = matches.pop()
-    return match.group(1) if match.re.groups else match.group()
 
 
 def _json_field(text: str, path: list[str]) -> str | None:

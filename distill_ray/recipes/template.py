@@ -13,6 +13,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from distill_ray.errors import ConfigError, RowError
 from distill_ray.records import RejectReason
 
+MAX_PRODUCT = 10_000_000  # characters
+MAX_EXPONENT = 1000
+
 
 class TextTemplate:
     """A template that makes text from columns.
@@ -30,6 +33,8 @@ class TextTemplate:
 
     def __init__(self, source: str, *, key: str) -> None:
         self.key = key
+        if not source.strip():
+            raise ConfigError(f"{key}: empty; write text with columns in it, for example {{{{ text }}}}")
         try:
             tree = _ENVIRONMENT.parse(source)
             self._template = _ENVIRONMENT.from_string(source)
@@ -38,6 +43,8 @@ class TextTemplate:
                 f"{key}: not a valid template, line {error.lineno}: {error.message} (got {_show(source)}); "
                 "columns are written as {{ column }}"
             ) from error
+        if next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)), None) is not None:
+            raise ConfigError(f"{key}: a template of the config cannot include other files (got {_show(source)})")
         self.columns = columns_of(source)
         self._only_column = _only_column(tree)
 
@@ -61,7 +68,7 @@ class TextTemplate:
             named = ", ".join(f"`{name}`" for name in missing)
             detail = f"no column {named}" if missing else str(error)
             raise RowError(RejectReason.MISSING_COLUMN, detail) from error
-        except SecurityError as error:
+        except (SecurityError, OverflowError) as error:
             raise ConfigError(f"{self.key}: not allowed in a template: {error}; use plain values") from error
         except RowError:
             raise
@@ -111,7 +118,21 @@ def _show(source: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_printable)
+class _Sandbox(SandboxedEnvironment):
+    """Jinja's sandbox, which allows `text * 10**9`: with a limit on what one operator can make."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        is_text = any(isinstance(value, str | list | tuple) for value in (left, right))
+        size = len(left) * right if is_text and hasattr(left, "__len__") else 0
+        size = max(size, len(right) * left if is_text and hasattr(right, "__len__") else 0)
+        if size > MAX_PRODUCT or (operator == "**" and not is_text and abs(right) > MAX_EXPONENT):
+            raise SecurityError(f"the result of {operator} is too big")
+        return super().call_binop(context, operator, left, right)
+
+
+_ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_printable)
 # Only what a template needs for a loop: every other global is a name that a column may have.
 _ENVIRONMENT.globals = {name: _ENVIRONMENT.globals[name] for name in ("range", "namespace")}
 _GLOBALS = frozenset(_ENVIRONMENT.globals)

@@ -20,9 +20,12 @@ from rich.console import Console
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, EngineUnavailable, TooManyRejects
+from distill_ray.pipeline.check import check
+from distill_ray.pipeline.evaluate import _require_these_examples
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 from distill_ray.pipeline.preview import preview
+from distill_ray.pipeline.report import write_report
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -262,3 +265,42 @@ print(json.dumps(ray.get(look.options(**options).remote())))
     bundles, workers_share_it = json.loads(done.stdout.splitlines()[-1])
     assert bundles == [{"GPU": 1.0, "CPU": 1.0}] * 4
     assert workers_share_it
+
+
+def test_check_says_what_it_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(3))
+    found = list(check(config_of(source)))
+    assert [line.split(" ")[0].rstrip(":") for line in found] == ["recipe", "data", "teacher", "student", "Ray"]
+    with pytest.raises(ConfigError, match=r"train\.workers: 1000 .* need 1000 CPUs"):
+        list(check(config_of(source, train={"workers": 1000})))
+
+
+def test_a_generation_that_is_stopped_leaves_no_figures_of_an_earlier_one(tmp_path: Path) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(10))
+    folder = RunFolder(tmp_path / "run")
+    generate(config_of(source), folder)
+    assert folder.manifest()["rows_in"] == 10
+    with pytest.raises(EngineUnavailable):
+        generate(config_of(source, context="Other.", teacher={"unavailable": True}), folder)
+    manifest = folder.manifest()
+    assert manifest["generation_complete"] is False
+    assert "rows_in" not in manifest
+    with pytest.raises(ConfigError, match="generated with another recipe, teacher or data"):
+        _require_these_examples(config_of(source), folder)
+    write_report(folder, config_of(source))
+    assert "stopped before its end" in folder.read_bytes("report.md").decode()
+    assert generate(config_of(source), folder).rows_in == 10
+    _require_these_examples(config_of(source), folder)
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"rows_sha": "x"}'])
+def test_a_marker_that_is_not_whole_means_its_partition_is_done_again(tmp_path: Path, content: bytes) -> None:
+    source = tmp_path / "queries.jsonl"
+    write_rows(source, range(20))
+    folder = RunFolder(tmp_path / "run")
+    generate(config_of(source), folder)
+    folder.write_bytes(content, "done", "00000.json")
+    again = generate(config_of(source), folder)
+    assert (again.rows_with_examples, again.teacher_calls) == (20, 0)

@@ -246,6 +246,13 @@ def test_what_cannot_work_is_said_before_a_worker_starts(
         train(make_config(tiny_model, **changes), make_folder(tmp_path))
 
 
+def test_examples_that_are_missing_are_noticed(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    folder.update_manifest({"num_examples": 1000})
+    with pytest.raises(TrainingError, match="examples where 1000 were generated; run `distill-ray generate` again"):
+        train(make_config(tiny_model), folder)
+
+
 def test_no_training_examples_is_an_error_that_names_the_next_command(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="run `distill-ray generate` first"):
         train(make_config(tiny_model), RunFolder(tmp_path))

@@ -6,7 +6,9 @@ All of these end before Ray is started.
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill_ray.cli import main
+from distill_ray.cli import _wrote, main
+from distill_ray.models import DEMO_MODEL_PATH
 
 CONFIG = """
 name: bad
@@ -93,6 +96,18 @@ def test_a_truncated_parquet_file_is_named(
         ("student.model=./no/such/model", "student.model"),
         ("teacher={type: vllm, model: ./no/such/model}", "teacher.model"),
         ("teacher={type: openai, model: m, api_key_env: NO_SUCH_KEY}", "NO_SUCH_KEY"),
+        ("teacher={type: vlm}", "teacher.type: unknown (got 'vlm'); did you mean `vllm`?"),
+        ("data.source=5", "data.source: expected text or a list of texts (got 5)"),
+        ("data.source=''", "data.source: names no file"),
+        ("data.encoding=base64", "data.encoding: not an encoding of text"),
+        ("train.learning_rate=.inf", "train.learning_rate"),
+        ("recipe.query=''", "recipe.query: empty"),
+        ("recipe.query=\"{% include '/etc/passwd' %}\"", "recipe.query: a template of the config cannot include"),
+        ("recipe.query='{% for i in range(10**9) %}x{% endfor %}'", "recipe.query: not allowed in a template"),
+        ("recipe.query='{{ text * 10**9 }}'", "the result of * is too big"),
+        ("recipe.query='{{ 2 ** (10**9) }}{{ text }}'", "the result of ** is too big"),
+        ("recipe.query='{{ 1/0 }}{{ text }}'", "none of the 1 first rows can be used, for example queries.jsonl:1"),
+        ("recipe.query={{ text }}", "quote text that holds braces"),
     ],
 )
 def test_check_finds_what_is_wrong_before_anything_is_paid_for(
@@ -109,21 +124,65 @@ def test_check_finds_what_is_wrong_before_anything_is_paid_for(
     assert "Traceback" not in error
 
 
-def test_check_says_what_it_found_in_order(
+def test_a_run_with_nothing_to_evaluate_on_is_refused_before_the_teacher_is_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
-    assert command(monkeypatch, "check", str(config)) == 0
-    assert "student `demo`" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert command(monkeypatch, "run", str(config), "--run-dir", str(run), "--set", "data.holdout=0") == 2
+    assert "nothing to evaluate on" in capsys.readouterr().err
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epochs: 1}\ntrain: {seed: 1}\n", "the key `train` is there twice"),
+        ("train: {epochs: 1, epochs: 5}\n", "the key `epochs` is there twice"),
+        ("train: &a {epochs: *a}\n", "an anchor of the YAML (&name) contains itself"),
+    ],
+)
+def test_yaml_that_hides_a_setting_is_refused(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
+    config.write_text(config.read_text() + text)
+    assert command(monkeypatch, "check", str(config)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_weights_that_run_code_when_they_are_read_are_refused(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL_PATH, model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
+    changes = ["--set", f"{role}.model={model}"] + (["--set", "teacher.type=hf"] if role == "teacher" else [])
+    assert command(monkeypatch, "check", str(config), *changes) == 2
+    assert f"{role}.model: {model} has no weights in safetensors" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "venv/bin/distill-ray")])
+    monkeypatch.chdir(tmp_path)
+    _wrote("runs/a b", "train", "c.yaml", "--set", "recipe.query={{ text }}")
+    assert capsys.readouterr().out == (
+        "wrote: runs/a b\nnext:  venv/bin/distill-ray train c.yaml --set 'recipe.query={{ text }}'\n"
+    )
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"distill-ray {importlib.metadata.version('distill-ray')}\n"
 
 
 def test_a_model_without_a_chat_template_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
-    from distill_ray.models import DEMO_MODEL_PATH
-
     model = tmp_path / "model"
     shutil.copytree(DEMO_MODEL_PATH, model)
     (model / "chat_template.jinja").unlink(missing_ok=True)

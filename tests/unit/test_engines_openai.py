@@ -19,6 +19,7 @@ from distill_ray.config.engine import OpenAIEngineConfig, SamplingConfig, Struct
 from distill_ray.engines.limiter import AdaptiveLimiter
 from distill_ray.engines.openai import CONTROL_TOKEN_SPELLING, OpenAIEngine
 from distill_ray.engines.openai_errors import retry_after_s
+from distill_ray.engines.openai_wire import completions
 from distill_ray.errors import (
     ConfigError,
     EngineError,
@@ -673,3 +674,8 @@ def test_close_twice_is_harmless() -> None:
             await engine.close()
 
     asyncio.run(run())
+
+
+def test_half_of_a_surrogate_pair_is_no_answer() -> None:
+    answer = {"choices": [{"message": {"content": "bad \ud800"}, "finish_reason": "stop"}]}
+    assert [c.finish_reason for c in completions(answer, 0, 1, 0)] == ["abort"]

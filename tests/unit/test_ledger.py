@@ -243,3 +243,10 @@ def test_whatever_is_flushed_survives_any_sequence_of_kills(
             assert completion is not None
             assert completion.text == str(known[0])
     assert {key for key in (bytes([n]) * 16 for n in range(10)) if Ledger(folder, 0).get(key)} == safe
+
+
+def test_a_damaged_file_of_the_ledger_is_named_with_what_deleting_it_costs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_bytes(b"ARROW1\0\0garbage", "calls", "00000", "ab.arrow")
+    with pytest.raises(RunFolderError, match=r"calls/00000/ab.arrow: damaged .*its calls are then made again"):
+        Ledger(folder, 0)

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.config import ParseConfig
+from distill_ray.errors import RowError
+from distill_ray.recipes import patterns
 from distill_ray.recipes.parse import parse_answer
 
 REGEX = ParseConfig(regex=r"Final Answer: (\w+)")
@@ -70,3 +72,10 @@ def test_any_text_in_json_comes_back_stripped(value: str) -> None:
     import json
 
     assert parse_answer(f"So: {json.dumps({'label': value})}", LABEL) == value.strip()
+
+
+def test_a_regular_expression_that_takes_for_ever_rejects_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "LIMIT_S", 0.1)
+    with pytest.raises(RowError, match=r"takes more than 0.1 s") as caught:
+        parse_answer("a" * 60 + "!", ParseConfig(regex="(a|aa)+$"))
+    assert caught.value.reason == "unparsable_answer"

@@ -311,6 +311,30 @@ def test_the_number_of_partitions_is_kept_when_the_data_grows(bench: Bench) -> N
     assert bench.plan(generate={"rows_per_partition": 10}).num_partitions == 4
 
 
+def test_without_its_plan_the_files_still_say_the_number_of_partitions(bench: Bench) -> None:
+    """Else rows would stand in two partitions, with examples in both."""
+    bench.write("q.jsonl", texts(*map(str, range(80))))
+    before = bench.plan(generate={"rows_per_partition": 10})
+    bench.run.delete("rows", "plan.json")
+    after = bench.plan(generate={"rows_per_partition": 20})
+    assert after.num_partitions == before.num_partitions
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"num_partitions": 8}'])
+def test_a_plan_that_lacks_something_is_made_again(bench: Bench, content: bytes) -> None:
+    bench.write("q.jsonl", texts("a", "b"))
+    before = bench.plan(generate={"rows_per_partition": 10})
+    bench.run.write_bytes(content, "rows", "plan.json")
+    assert bench.plan().rows_in == before.rows_in
+
+
+def test_a_folder_of_sources_that_holds_the_run_does_not_mean_the_runs_own_files(bench: Bench) -> None:
+    bench.write("q.jsonl", texts("a", "b"))
+    bench.plan()
+    bench.run.write_json({"name": "x"}, "manifest.json")
+    assert bench.plan(data={"source": str(bench.folder)}).rows_in == 2
+
+
 @pytest.mark.parametrize(
     ("replicas", "rows_per_partition", "num_partitions"),
     [(1, 2000, 4), (3, 2000, 12), (1000, 2000, 256), (1, 7, 43)],

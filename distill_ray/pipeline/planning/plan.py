@@ -89,15 +89,17 @@ def plan_rows(
         DataError: a file that is bad as a whole.
         RunFolderError: the run folder cannot be written.
     """
-    sources = _sources(config)
+    sources = _sources(config, folder)
     fingerprint = _fingerprint(config, recipe, sources, limit)
     stored = folder.read_json("rows", "plan.json") if folder.exists("rows", "plan.json") else None
-    if stored is not None and stored["fingerprint"] == fingerprint:
+    if stored is not None and stored.get("fingerprint") == fingerprint:
         plan = _stored_plan(stored)
         if len(folder.list("rows", suffix=".parquet")) == plan.num_partitions:
             return plan
     # The first plan fixes it, whatever the limit: a try with ten rows must not decide the layout of millions.
-    num_partitions = stored["num_partitions"] if stored is not None else _num_partitions(config, sources)
+    # Where plan.json is lost, the files say it: with another layout rows would be in two partitions.
+    num_partitions = (stored or {}).get("num_partitions") or len(folder.list("rows", suffix=".parquet"))
+    num_partitions = num_partitions or _num_partitions(config, sources)
     with Scratch.temporary(folder.local() if folder.is_local else None) as scratch:
         planner = Planner(config, recipe, scratch, num_partitions)
         for source in sources:
@@ -114,19 +116,23 @@ def plan_rows(
     return plan
 
 
-def _sources(config: RunConfig) -> list[_Source]:
-    """Held-out sources first: their queries must not be trained on."""
+def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
+    """Held-out sources first: their queries must not be trained on. Files of the run itself are none of them."""
     data = config.data
     named: list[tuple[str, Split | None, Source | None]] = [
         ("data.test", "test", data.test),
         ("data.validation", "validation", data.validation),
         ("data.source", None, data.source),
     ]
-    return [
-        _Source(key, held_out, resolve(source, format=data.format, key=key))
-        for key, held_out, source in named
-        if source is not None
-    ]
+    found: list[_Source] = []
+    for key, held_out, source in named:
+        if source is None:
+            continue
+        files = resolve(source, format=data.format, key=key)
+        kept = [file for file in files if not file.url.startswith(folder.url("").rstrip("/") + "/")]
+        # The demo's input lies in its run folder: a file that is named is meant; a folder may hold the run by chance.
+        found.append(_Source(key, held_out, kept or files))
+    return found
 
 
 def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | None) -> Iterator[SourceRow]:

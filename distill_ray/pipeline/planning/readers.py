@@ -12,6 +12,7 @@ import itertools
 import json
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -127,30 +128,51 @@ def _read_json(file: SourceFile, encoding: str) -> Iterator[Item]:
 
 def _read_csv(file: SourceFile, encoding: str) -> Iterator[Item]:
     csv.field_size_limit(sys.maxsize)  # the default refuses a field of more than 128 KiB
-    consumed: list[str] = []  # raw lines of the row being read
-
-    def remembered() -> Iterator[str]:
-        for line in lines(file, encoding):
-            consumed.append(line)
-            yield line
-
-    reader = csv.reader(remembered(), strict=True)
-    header = _csv_header(file, reader)
+    source = _Lines(lines(file, encoding))
+    header = _csv_header(file, csv.reader(source, strict=True))
     while True:
-        consumed.clear()
-        number = reader.line_num + 1
+        source.consumed.clear()
+        number = source.number + 1
         try:
-            fields = next(reader)
+            fields = next(csv.reader(source, strict=True))
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, {"raw": "".join(consumed)}, f"line {number} is not CSV: {error}"
-            continue
-        if len(fields) == len(header):
-            yield number, dict(zip(header, fields, strict=True)), None
-        elif fields:
+            why = f"line {number} is not CSV: {error}"
+        else:
+            if len(fields) == len(header):
+                yield number, dict(zip(header, fields, strict=True)), None
+                continue
+            if not fields:
+                continue
             why = f"line {number} has {len(fields)} fields, the header has {len(header)}"
-            yield number, {"raw": "".join(consumed)}, why
+        # A quote that is never closed runs on into the lines below, which are rows of their own.
+        yield number, {"raw": source.consumed[0]}, why
+        source.give_back(source.consumed[1:])
+
+
+class _Lines:
+    """Lines that can be given back."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self._again: deque[str] = deque()
+        self.number = 0  # of the line that was read last
+        self.consumed: list[str] = []  # raw lines of the row being read
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
+        self.consumed.append(line)
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        """Read these again."""
+        self._again.extendleft(reversed(lines))
+        self.number -= len(lines)
 
 
 def _csv_header(file: SourceFile, reader: Any) -> list[str]:

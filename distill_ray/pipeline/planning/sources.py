@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from distill_ray.config.data import Format, Source
-from distill_ray.errors import ConfigError, DataError
+from distill_ray.errors import ConfigError, DataError, DistillError
 
 FORMAT_BY_ENDING = {
     ".jsonl": "jsonl",
@@ -77,15 +77,29 @@ def resolve(source: Source, *, format: Format = "auto", key: str = "data.source"
             for file in _expand(fs, path.rstrip("/"), format, f"{key}: {entry}"):
                 found.setdefault(f"{fs.protocol}{file}", (fs, file))
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{key}: {entry}: cannot open this location ({error})") from error
+            raise ConfigError(
+                f"{key}: {entry}: cannot open this location ({_said(error)}); check the address"
+            ) from error
         except OSError as error:
-            raise DataError(f"{key}: {entry}: cannot read it ({error.strerror or error})") from error
+            raise DataError(
+                f"{key}: {entry}: cannot read it ({error.strerror or error}); check path and rights"
+            ) from error
+        except DistillError:
+            raise
+        except Exception as error:  # each store's library has exceptions of its own
+            raise DataError(
+                f"{key}: {entry}: cannot read it ({_said(error)}); check address and credentials"
+            ) from error
     if not found:
         raise DataError(f"{key}: names no file; give a file, a glob or a folder")
     labels = _labels([path for _, path in found.values()])
     return [
         _source_file(fs, path, label, format, key) for (fs, path), label in zip(found.values(), labels, strict=True)
     ]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:

@@ -57,6 +57,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         TrainingError: nothing to train on, a non-finite loss, a worker that keeps dying.
     """
     started = time.monotonic()
+    _require_all_examples(folder)
     with connected(), Progress("train", unit="steps") as progress:
         if not folder.manifest().get("generation_complete", True):
             say("train: generation was stopped before its end; training on the examples there are")
@@ -72,6 +73,9 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         _drop_other_checkpoints(folder, fingerprint, progress)
         trained = _fit(config, folder, tokens, fingerprint, progress)
         _export(config.student, folder, trained.checkpoint)
+        loss = trained.metrics["validation_loss"]
+        shown = "" if loss is None else f" (validation loss {loss:.4f})"
+        say(f"train: student/ has the weights of step {trained.metrics['step']}{shown}")
     figures = {
         "fingerprint": fingerprint,
         "examples": tokens.num_examples["train"],
@@ -124,6 +128,19 @@ def _longest(config: RunConfig) -> int:
     return min(config.train.longest_example, positions or config.train.longest_example)
 
 
+def _require_all_examples(folder: RunFolder) -> None:
+    """Refuse to train where there are no examples, or not as many as were generated."""
+    if not folder.list("examples", suffix=".parquet"):
+        raise TrainingError("nothing to train on: examples/ is empty; run `distill-ray generate` first")
+    expected = folder.manifest().get("num_examples")
+    there = sum(len(table) for table in folder.read_tables("examples", columns=["row_id"]))
+    if expected is not None and there != expected:
+        raise TrainingError(
+            f"{folder.path('examples')}: {there} examples where {expected} were generated; run `distill-ray generate` "
+            "again, which makes what is missing from the ledger"
+        )
+
+
 def _require_examples(config: RunConfig, tokens: TokenizedRun) -> None:
     if tokens.num_examples["train"]:
         return
@@ -152,15 +169,24 @@ def _drop_other_checkpoints(folder: RunFolder, fingerprint: str, progress: Progr
         progress.console.print(
             "train: the configuration, the student or the examples changed: starting anew", markup=False
         )
+    if fingerprint not in folder.list("checkpoints"):  # the curve and the events of another training
+        folder.delete("metrics.jsonl")
+        folder.delete("logs", "tensorboard")
     for name in others:
         folder.delete("checkpoints", name)
     folder.delete("train", "done.json")
 
 
-def _use_gpu(config: RunConfig) -> bool:
-    if config.train.gpus_per_worker is not None:
-        return config.train.gpus_per_worker > 0
-    return default_gpus(config.student.model) > 0
+def training_resources(config: RunConfig) -> bool:
+    """Whether the workers train on GPUs. Raises ConfigError: this machine has too little for all of them."""
+    gpus = config.train.gpus_per_worker
+    gpus = default_gpus(config.student.model) if gpus is None else gpus
+    each = {
+        "CPU": ("train.cpus_per_worker", config.train.cpus_per_worker),
+        "GPU": ("train.gpus_per_worker", float(gpus)),
+    }
+    require_resources("train.workers", config.train.workers, each)
+    return gpus > 0
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -179,12 +205,7 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     has_validation = tokens.num_examples["validation"] > 0
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
-    use_gpu = _use_gpu(config)
-    each = {
-        "CPU": ("train.cpus_per_worker", config.train.cpus_per_worker),
-        "GPU": ("train.gpus_per_worker", float(use_gpu)),
-    }
-    require_resources("train.workers", config.train.workers, each)
+    use_gpu = training_resources(config)
     tokenizer = ChatTokenizer.of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
