@@ -149,6 +149,25 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
+    recipe: Annotated[str, typer.Option("--recipe", help="Which starter; an unknown name lists them.")] = "context",
+) -> None:
+    """Write a commented starter config.
+
+    Example: `distill-ray init --recipe step_by_step mine/config.yaml`
+    """
+    starters = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
+    if recipe not in starters:
+        raise ConfigError(f"--recipe {recipe}: no such starter; there are: {', '.join(starters)}")
+    if path.exists():
+        raise ConfigError(f"{path}: is there already; give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(starters[recipe].read_text(encoding="utf-8"), encoding="utf-8")
+    _wrote(str(path), "check", str(path))
+
+
+@app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check everything that can be checked before anything is paid for: keys, files, template, model, API key.
 

@@ -25,7 +25,9 @@ from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.errors import ConfigError, RequestRejected
 from distill_ray.records import Message, RejectReason
 
-DEMO_MODEL_PATH = Path(__file__).parent / "demo" / "model"
+_DEMO = Path(__file__).parent / "demo"
+DEMO_MODELS = {DEMO_MODEL: _DEMO / "model", "demo-sentiment": _DEMO / "sentiment", "demo-names": _DEMO / "names"}
+DEMO_MODEL_PATH = DEMO_MODELS[DEMO_MODEL]
 
 
 def resolve_model(model: str, *, key: str = "model") -> str:
@@ -38,8 +40,8 @@ def resolve_model(model: str, *, key: str = "model") -> str:
     Raises:
         ConfigError: it looks like a path and nothing is there.
     """
-    if model == DEMO_MODEL:
-        return str(DEMO_MODEL_PATH)
+    if model in DEMO_MODELS:
+        return str(DEMO_MODELS[model])
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -70,7 +72,7 @@ def model_identity(model: str, revision: str | None = None) -> str:
     A folder's mark is a hash of its small files and of the size, head and tail of its weights: cheap even at 100 GB,
     and another training run changes it.
     """
-    path = DEMO_MODEL_PATH if model == DEMO_MODEL else Path(model).expanduser()
+    path = DEMO_MODELS.get(model) or Path(model).expanduser()
     if not path.is_dir():
         return f"{model}@{revision or 'main'}"
     digest = hashlib.blake2b(digest_size=8)
@@ -85,6 +87,9 @@ def model_identity(model: str, revision: str | None = None) -> str:
                 stream.seek(-(1 << 20), 2)
                 digest.update(stream.read())
     return f"{model}@{digest.hexdigest()}"
+
+
+ModelSection = StudentConfig | VllmEngineConfig | HfEngineConfig
 
 
 class ChatTokenizer:
@@ -112,15 +117,7 @@ class ChatTokenizer:
         trust_remote_code: bool = False,
         key: str = "model",
     ) -> None:
-        from transformers import AutoTokenizer  # heavy: only where a model is used
-
-        path = resolve_model(model, key=key)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                path, revision=revision, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{key}: cannot load a tokenizer from {model} ({_first_line(error)})") from error
+        self.tokenizer = _load_tokenizer(model, revision, trust_remote_code, key)
         if chat_template is not None:
             try:
                 self.tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -133,7 +130,7 @@ class ChatTokenizer:
         self._kwargs = dict(chat_template_kwargs or {})
 
     @classmethod
-    def of(cls, config: StudentConfig | VllmEngineConfig | HfEngineConfig, *, key: str) -> ChatTokenizer:
+    def of(cls, config: ModelSection, *, key: str) -> ChatTokenizer:
         """The tokenizer of the model that a section of the config names. `key` is its dotted key, for messages."""
         return cls(
             config.model,
@@ -242,6 +239,43 @@ class PlainPrompts:
     def _around(self) -> tuple[list[int], list[int]]:
         ids = self.tokenizer.encode("")  # what the tokenizer puts around a text
         return (ids[:-1], ids[-1:]) if ids and ids[-1] == self.end_id else (ids, [])
+
+
+Prompts = ChatTokenizer | PlainPrompts
+
+
+def prompts_of(config: ModelSection, *, key: str) -> Prompts:
+    """What makes token ids for the model that a section of the config names: its chat template where it has one.
+
+    Raises:
+        ConfigError: no tokenizer there, or a causal model without a chat template.
+    """
+    if config.chat_template is None and _is_encoder_decoder(config, key):
+        tokenizer = _load_tokenizer(config.model, config.revision, config.trust_remote_code, key)
+        if not tokenizer.chat_template:
+            return PlainPrompts(tokenizer)
+    return ChatTokenizer.of(config, key=key)
+
+
+def _is_encoder_decoder(config: ModelSection, key: str) -> bool:
+    from transformers import AutoConfig
+
+    path = resolve_model(config.model, key=key)
+    try:
+        loaded = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: cannot load {config.model} ({_first_line(error)})") from error
+    return bool(loaded.is_encoder_decoder)
+
+
+def _load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+    from transformers import AutoTokenizer  # heavy: only where a model is used
+
+    path = resolve_model(model, key=key)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: cannot load a tokenizer from {model} ({_first_line(error)})") from error
 
 
 def _sentinel() -> str:

@@ -44,10 +44,13 @@ class RejectReason(StrEnum):
     CUT_OFF = "cut_off"
     UNPARSABLE_ANSWER = "unparsable_answer"
     REFUSED = "refused"
+    NOT_ACCEPTED = "not_accepted"
+    NO_REWARD = "no_reward"
     BAD_REQUEST = "bad_request"
     ENGINE_ERROR = "engine_error"
     TOKEN_BUDGET = "token_budget"
     TOO_LONG_TO_TRAIN = "too_long_to_train"
+    NO_SOFT_TARGETS = "no_soft_targets"
 
 
 # Reasons that may pass: a finished partition that holds one of them is taken up again on the next run.
@@ -81,6 +84,19 @@ class Completion:
     topk_logprobs: np.ndarray | None = None  # [T, K] float32
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A conversation and one answer to it."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+    @property
+    def query(self) -> str:
+        """What was asked: the last user turn."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
 @dataclass(slots=True)
 class Example:
     """One training example: what the student sees (`messages`) and should say (`completion`)."""
@@ -96,6 +112,8 @@ class Example:
     sample_index: int = 0
     reasoning: str | None = None
     reference: str | None = None
+    teacher_answer: str | None = None  # what the teacher itself said, where the completion is the data's own label
+    draft: str | None = None  # what the completion is a revision of
     reward_before: float | None = None
     reward_after: float | None = None
     completion_ids: list[int] | None = None
@@ -152,12 +170,27 @@ EXAMPLE_SCHEMA = pa.schema(
         ("sample_index", pa.int32()),
         ("reasoning", _TEXT),
         ("reference", _TEXT),
+        ("teacher_answer", _TEXT),
+        ("draft", _TEXT),
         ("reward_before", pa.float32()),
         ("reward_after", pa.float32()),
         ("completion_ids", pa.list_(pa.int32())),
         ("topk_ids", pa.list_(pa.list_(pa.int32()))),
         ("topk_logprobs", pa.list_(pa.list_(pa.float32()))),
         ("tail_logprob", pa.list_(pa.float32())),
+    ],
+    metadata=_METADATA,
+)
+
+PREFERENCE_SCHEMA = pa.schema(
+    [
+        ("row_id", _TEXT),
+        ("split", _TEXT),
+        ("prompt", _MESSAGES),
+        ("chosen", _TEXT),
+        ("rejected", _TEXT),
+        ("reward_chosen", pa.float32()),
+        ("reward_rejected", pa.float32()),
     ],
     metadata=_METADATA,
 )
@@ -177,6 +210,24 @@ def _plain(example: Example) -> dict[str, Any]:
     values = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
     arrays = {name: value.tolist() for name, value in values.items() if isinstance(value, np.ndarray)}
     return {"example_id": example.example_id, **values, **arrays}
+
+
+def preferences_table(examples: Iterable[Example]) -> pa.Table:
+    """Build a `PREFERENCE_SCHEMA` table of the examples that are accepted revisions: revision over draft."""
+    records = [
+        {
+            "row_id": example.row_id,
+            "split": example.split,
+            "prompt": example.messages,
+            "chosen": example.completion,
+            "rejected": example.draft,
+            "reward_chosen": example.reward_after,
+            "reward_rejected": example.reward_before,
+        }
+        for example in examples
+        if example.draft is not None and example.split != "test" and example.draft != example.completion
+    ]
+    return pa.Table.from_pylist(records, schema=PREFERENCE_SCHEMA)
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:

@@ -9,6 +9,7 @@ from distill_ray.config.engine import (
     EngineConfig,
     FakeEngineConfig,
     HfEngineConfig,
+    NoEngineConfig,
     OpenAIEngineConfig,
     Replicas,
     SamplingConfig,
@@ -16,11 +17,20 @@ from distill_ray.config.engine import (
 )
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
-from distill_ray.config.recipe import ContextRecipeConfig, ContextSource, ParseConfig, RecipeConfig
+from distill_ray.config.recipe import (
+    AcceptConfig,
+    ContextRecipeConfig,
+    ContextSource,
+    ParseConfig,
+    RecipeConfig,
+    SelfCritiqueRecipeConfig,
+    StepByStepRecipeConfig,
+)
 from distill_ray.config.run import RunConfig, load_config, parse_config
 from distill_ray.config.train import DeepSpeedConfig, LoraConfig, StudentConfig, TrainConfig
 
 __all__ = [
+    "AcceptConfig",
     "ContextRecipeConfig",
     "ContextSource",
     "DataConfig",
@@ -31,12 +41,15 @@ __all__ = [
     "GenerateConfig",
     "HfEngineConfig",
     "LoraConfig",
+    "NoEngineConfig",
     "OpenAIEngineConfig",
     "ParseConfig",
     "RecipeConfig",
     "Replicas",
     "RunConfig",
     "SamplingConfig",
+    "SelfCritiqueRecipeConfig",
+    "StepByStepRecipeConfig",
     "StudentConfig",
     "TrainConfig",
     "VllmEngineConfig",

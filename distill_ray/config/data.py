@@ -39,6 +39,13 @@ class DataConfig(Config):
     test: Source | None = None
     """A source of its own for `test`; then nothing of `source` is held out for it."""
 
+    subsample: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the rows to train on that is used; by a hash of the query, so a smaller share is part of a larger one.
+    What is held out stays whole."""
+
+    alongside: dict[str, Source] = {}
+    """Columns from files of their own: JSON arrays or JSON lines, whose element i belongs to row i of `source`."""
+
     dedup: bool = False
     """Reject a query that occurred before (`duplicate`). Off: equal prompts share one call, each row its example."""
 

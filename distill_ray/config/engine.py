@@ -266,6 +266,18 @@ class FakeEngineConfig(_EngineBase):
         return frozenset({"generate", "structured"})
 
 
+class NoEngineConfig(_EngineBase):
+    """Nobody: for a recipe whose answers are in the data. The default there."""
+
+    type: Literal["none"] = "none"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
+
+
 EngineConfig = Annotated[
-    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig, Field(discriminator="type")
+    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig | NoEngineConfig,
+    Field(discriminator="type"),
 ]

@@ -8,14 +8,15 @@ from pydantic import Field
 
 from distill_ray.config.base import Config
 
-Metric = Literal["exact_match", "agreement", "token_f1", "loss"]
+Metric = Literal["exact_match", "agreement", "token_f1", "equation", "reward", "loss"]
 
 
 class EvaluateConfig(Config):
     """What is measured on the `test` split, and how."""
 
-    metrics: list[Metric] = ["exact_match", "agreement", "token_f1", "loss"]
+    metrics: list[Metric] = ["exact_match", "agreement", "token_f1", "reward", "loss"]
     """exact_match: against `reference`, else the teacher. agreement: with the teacher. token_f1: word overlap.
+    equation: both come to the same number. reward: of `recipe.reward`, where the recipe has one (no judge).
     loss: mean nats per token on the teacher's answers."""
 
     reference: str | None = None

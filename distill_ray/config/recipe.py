@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import regex
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from distill_ray.config.base import Config
+from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
 
 
 class ContextSource(Config):
@@ -74,6 +75,18 @@ DEFAULT_REFUSALS = [
 ]
 
 
+def _compile(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return patterns
+
+
+Refusals = Annotated[list[str], AfterValidator(_compile)]
+
+
 class ContextRecipeConfig(Config):
     """Context distillation: answer with a long context in view, learn to answer without it.
 
@@ -97,19 +110,191 @@ class ContextRecipeConfig(Config):
     parse: ParseConfig | None = None
     """Keep only a part of the answer, so that the teacher may reason and the student learns only the result."""
 
-    refusals: list[str] = DEFAULT_REFUSALS
+    refusals: Refusals = DEFAULT_REFUSALS
     """Regular expressions; an answer in which one is found is a reject (`refused`). [] turns the check off."""
 
-    @field_validator("refusals")
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is asked for anything."""
+        return True
+
+
+class WorkedExample(Config):
+    """One worked problem, shown to the teacher: chain of thought (Wei et al. 2022, arXiv 2201.11903)."""
+
+    query: str
+    rationale: str
+    label: str
+
+
+class StepByStepRecipeConfig(Config):
+    """Distilling Step-by-Step: the teacher's rationales as a second task beside the label.
+
+    Paper: Hsieh et al. 2023 (arXiv 2305.02301, section 3). The loss of an optimizer step is
+    alpha x (mean cross-entropy of the label tokens) + (1 - alpha) x (mean cross-entropy of the rationale tokens).
+    """
+
+    type: Literal["step_by_step"] = "step_by_step"
+
+    query: str = "{{ input }}"
+    """Sandboxed Jinja over the row's columns: the problem."""
+
+    instruction: str | None = None
+    """System prompt for the teacher."""
+
+    examples: list[WorkedExample] = []
+    """Few-shot turns for the teacher, each answered with rationale, marker and label."""
+
+    marker: str = "The answer is"
+    """Stands between rationale and label in the teacher's answers."""
+
+    cut_at: str | None = "\nQ:"
+    """A completion model goes on with a next question: everything from here on is dropped. null keeps it."""
+
+    label_pattern: str | None = None
+    """Regular expression for the label behind the marker: its first group, or the whole match."""
+
+    rationale_column: str | None = None
+    """Column with the rationale (with or without marker and label). Then the teacher is not asked at all."""
+
+    label_column: str | None = None
+    """Column with the gold label. Needed for `label_source: gold`; rejected where it is empty."""
+
+    label_source: Literal["gold", "teacher"] = "gold"
+    """Which label the student learns: the data's own, or the teacher's where there is none."""
+
+    mode: Literal["task_prefix", "standard", "single"] = "task_prefix"
+    """task_prefix: label and rationale as two tasks. standard: the label only, without a prefix. single: rationale
+    and label in one answer."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the label's loss; the rationale's is 1 - alpha. For `task_prefix`."""
+
+    label_prompt: str = "predict: {{ query }}"
+    """What the student is asked for the label. For a chat model, an instruction reads more naturally."""
+
+    rationale_prompt: str = "explain: {{ query }}"
+    """What the student is asked for the rationale, in training only."""
+
+    refusals: Refusals = DEFAULT_REFUSALS
+    """Regular expressions; an answer in which one is found is a reject (`refused`). [] turns the check off."""
+
+    @field_validator("label_pattern")
     @classmethod
-    def _refusals_compile(cls, value: list[str]) -> list[str]:
-        for pattern in value:
-            try:
-                regex.compile(pattern)
-            except regex.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return value
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        return value if value is None else _compile([value])[0]
+
+    @model_validator(mode="after")
+    def _labels_come_from_somewhere(self) -> StepByStepRecipeConfig:
+        if self.label_source == "gold" and self.label_column is None:
+            raise ValueError("label_source is gold: give `label_column`, the column with the labels")
+        return self
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is asked for anything."""
+        return self.rationale_column is None
 
 
-# One variant so far. A second one makes this a union with `Field(discriminator="type")`.
-RecipeConfig = Annotated[ContextRecipeConfig, Field()]
+CRITIQUE_REQUEST = (
+    "Look at your answer again. Point out everything in it that is wrong, unkind, unsafe or reveals something private."
+)
+REVISION_REQUEST = "Now write your answer again without the faults you found. Give only the new answer."
+
+
+class AcceptConfig(Config):
+    """Which revisions take the place of what was there before."""
+
+    type: Literal["improve", "threshold", "metropolis", "always"] = "improve"
+    """improve: the reward is strictly higher. threshold: it is at least `threshold`. metropolis: with probability
+    min(1, exp((after - before) / temperature)). always: every revision."""
+
+    threshold: float = 0.0
+    """For `threshold`."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """For `metropolis`, in units of the reward."""
+
+    seed: int = 0
+    """For `metropolis`: a row's draw depends on this, its id and the round."""
+
+
+class FinishedChains(Config):
+    """Columns with chains that were made elsewhere. Nobody is asked then."""
+
+    draft: str
+    """Column with the draft."""
+
+    revision: str
+    """Column with the revision."""
+
+    reward_before: str | None = None
+    """Column with the draft's reward. Without it `reward` scores the draft."""
+
+    reward_after: str | None = None
+    """Column with the revision's reward."""
+
+
+class SelfCritiqueRecipeConfig(Config):
+    """Distilled Self-Critique: draft, critique, revise; the student learns accepted revisions directly.
+
+    Paper: Distilled Self-Critique of LLMs with Synthetic Data (arXiv 2312.01957).
+    """
+
+    type: Literal["self_critique"] = "self_critique"
+
+    query: str = "{{ text }}"
+    """Sandboxed Jinja over the row's columns: what both teacher and student are asked."""
+
+    instruction: str | None = None
+    """System prompt for the teacher (a constitution, for example)."""
+
+    critique_request: str = CRITIQUE_REQUEST
+    """What the teacher is asked after its draft. Sandboxed Jinja over `query` and the row's columns."""
+
+    revision_request: str = REVISION_REQUEST
+    """What it is asked after its critique."""
+
+    rounds: Annotated[int, Field(ge=1)] = 1
+    """Critique and revision so many times, in one conversation."""
+
+    restart: bool = False
+    """Each round begins anew from the text that was accepted last, as if it were the draft, instead of going on in the
+    same conversation. Ends early where a proposal is not accepted: the same question would get the same answer."""
+
+    reward: RewardConfig | None = None
+    """What scores draft and revision. Needed unless `accept.type` is `always` or `chains` has the rewards."""
+
+    accept: AcceptConfig = AcceptConfig()
+    """Which revisions are learnt."""
+
+    chains: FinishedChains | None = None
+    """Read chains from columns instead of asking the teacher."""
+
+    preference_pairs: bool = False
+    """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected)."""
+
+    refusals: Refusals = DEFAULT_REFUSALS
+    """Regular expressions; a draft or revision in which one is found is a reject (`refused`). [] turns this off."""
+
+    @model_validator(mode="after")
+    def _has_a_reward(self) -> SelfCritiqueRecipeConfig:
+        scored = self.chains is not None and None not in (self.chains.reward_before, self.chains.reward_after)
+        if self.accept.type != "always" and self.reward is None and not scored:
+            raise ValueError(
+                f"accept.type {self.accept.type} compares rewards: give `reward`, or `chains` with both reward "
+                "columns, or accept: {type: always}"
+            )
+        if self.chains is not None and self.rounds > 1:
+            raise ValueError("chains are finished, so rounds has to be 1")
+        return self
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is asked for anything."""
+        return self.chains is None or (isinstance(self.reward, JudgeRewardConfig) and self.reward.engine is None)
+
+
+RecipeConfig = Annotated[
+    ContextRecipeConfig | StepByStepRecipeConfig | SelfCritiqueRecipeConfig, Field(discriminator="type")
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ from pydantic_core import ErrorDetails
 
 from distill_ray.config.base import Config
 from distill_ray.config.data import DataConfig
-from distill_ray.config.engine import EngineConfig
+from distill_ray.config.engine import EngineConfig, NoEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
-from distill_ray.config.recipe import RecipeConfig
-from distill_ray.config.train import StudentConfig, TrainConfig
+from distill_ray.config.recipe import ContextRecipeConfig, RecipeConfig
+from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import ConfigError
 
 
@@ -58,6 +59,21 @@ class RunConfig(Config):
                     f"teacher.sampling.{capability}: the `{self.teacher.type}` engine cannot do this; "
                     "remove it or take another teacher type"
                 )
+        is_parsed = isinstance(self.recipe, ContextRecipeConfig) and self.recipe.parse is not None
+        if is_parsed and self.teacher.sampling.top_logprobs and "score" not in self.teacher.capabilities:
+            raise ValueError(
+                "teacher.sampling.top_logprobs: what recipe.parse leaves of an answer is scored again for its "
+                f"log-probabilities, which the `{self.teacher.type}` engine cannot do; take vllm, or no recipe.parse"
+            )
+        if self.recipe.asks_teacher and isinstance(self.teacher, NoEngineConfig):
+            raise ValueError(
+                f"teacher: the `{self.recipe.type}` recipe asks a teacher; name one (vllm, openai, hf, fake)"
+            )
+        if isinstance(self.train.loss, TopkKlConfig) and not self.teacher.sampling.top_logprobs:
+            raise ValueError(
+                "train.loss: topk_kl trains on the teacher's log-probabilities; set teacher.sampling.top_logprobs "
+                "(20 is a good start)"
+            )
         return self
 
 
@@ -97,8 +113,7 @@ def parse_config(
         raise ConfigError(f"{where}: an anchor of the YAML (&name) contains itself; write the value out") from error
     for override in overrides:
         _apply_override(raw, override)
-    if isinstance(raw.get("teacher"), dict):
-        raw["teacher"].setdefault("type", "vllm")  # a discriminator has no default of its own
+    _set_default_types(raw)
     _make_paths_absolute(raw, (base or Path()).resolve())
     try:
         return RunConfig.model_validate(raw)
@@ -120,6 +135,20 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _set_default_types(raw: dict[str, Any]) -> None:
+    """A discriminator has no default of its own."""
+    if isinstance(raw.get("teacher"), dict):
+        raw["teacher"].setdefault("type", "vllm")
+    recipe = raw.get("recipe")
+    if isinstance(recipe, dict):
+        recipe.setdefault("type", "context")
+        if recipe.get("rationale_column") is not None or recipe.get("chains") is not None:
+            raw.setdefault("teacher", {"type": "none"})
+    train = raw.get("train")
+    if isinstance(train, dict) and isinstance(train.get("loss"), dict):
+        train["loss"].setdefault("type", "cross_entropy")
 
 
 def _copy(value: Any) -> Any:
@@ -166,7 +195,13 @@ _PATH_KEYS = (
     ("teacher", "chat_template"),
     ("student", "chat_template"),
 )
-_MODEL_KEYS = (("teacher", "model"), ("teacher", "adapter"), ("student", "model"))
+_MODEL_KEYS = (
+    ("teacher", "model"),
+    ("teacher", "adapter"),
+    ("student", "model"),
+    ("recipe", "reward", "model"),
+    ("recipe", "reward", "engine", "model"),
+)
 
 
 def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
@@ -179,6 +214,7 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
 
     for keys in _PATH_KEYS:
         _rewrite(raw, keys, absolute)
+    _rewrite(raw, ("data", "alongside"), lambda v: {k: absolute(s) for k, s in v.items()} if isinstance(v, dict) else v)
     for keys in _MODEL_KEYS:  # only what is meant as a path: "./model"; "org/model" is a hub id unless it exists
         _rewrite(raw, keys, lambda v: absolute(v) if isinstance(v, str) and v.startswith((".", "~", "/")) else v)
 
@@ -192,8 +228,9 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    variants = {"vllm", "openai", "hf", "fake"}
-    parts = [str(part) for part in detail["loc"] if str(part) not in variants]
+    unions = {"recipe", "teacher", "loss"}  # behind their name pydantic puts that of the variant
+    before = ["", *map(str, detail["loc"])]
+    parts = [part for previous, part in itertools.pairwise(before) if previous not in unions]
     value = detail.get("input")
     if detail["type"] == "union_tag_invalid":
         context = detail.get("ctx", {})

@@ -64,8 +64,36 @@ class DeepSpeedConfig(Config):
     """Keep optimizer states in CPU memory (GPU training only)."""
 
 
+class CrossEntropyConfig(Config):
+    """The teacher's text, token by token."""
+
+    type: Literal["cross_entropy"] = "cross_entropy"
+
+
+class TopkKlConfig(Config):
+    """Soft targets: the teacher's most probable tokens and their log-probabilities, with one bucket for all others.
+
+    Needs `teacher.sampling.top_logprobs`, and a student with the teacher's tokenizer. With the `context` recipe this is
+    the loss of Askell et al. 2021 (arXiv 2112.00861): the student matches the distribution of the prompted teacher.
+    """
+
+    type: Literal["topk_kl"] = "topk_kl"
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softens both sides where it is above 1; the loss is multiplied by its square."""
+
+    ce_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of cross-entropy on the teacher's text in the loss."""
+
+
+LossConfig = Annotated[CrossEntropyConfig | TopkKlConfig, Field(discriminator="type")]
+
+
 class TrainConfig(Config):
     """The training loop."""
+
+    loss: LossConfig = CrossEntropyConfig()
+    """What the student's predictions are held against."""
 
     epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the data."""

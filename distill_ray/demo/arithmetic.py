@@ -21,7 +21,7 @@ _INSTRUCTIONS = (
     "Solve the problem. Do not compute the result, only write the equation in parentheses.",
 )
 
-_NAMES = [
+NAMES = [
     "Anna",
     "Ben",
     "Clara",
@@ -115,7 +115,7 @@ def problem_prompt(drawn: Problem, rng: random.Random) -> tuple[str, str]:
 
 
 def _gain(rng: random.Random) -> Problem:
-    who, other = rng.sample(_NAMES, 2)
+    who, other = rng.sample(NAMES, 2)
     thing, a, b = rng.choice(_THINGS), rng.randint(2, 60), rng.randint(2, 60)
     question = rng.choice(
         [
@@ -128,7 +128,7 @@ def _gain(rng: random.Random) -> Problem:
 
 
 def _loss(rng: random.Random) -> Problem:
-    who, other = rng.sample(_NAMES, 2)
+    who, other = rng.sample(NAMES, 2)
     thing, a = rng.choice(_THINGS), rng.randint(12, 90)
     b = rng.randint(2, a - 2)
     question = rng.choice(
@@ -142,7 +142,7 @@ def _loss(rng: random.Random) -> Problem:
 
 
 def _groups(rng: random.Random) -> Problem:
-    who, thing, container = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
+    who, thing, container = rng.choice(NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
     a, b = rng.randint(2, 12), rng.randint(2, 20)
     question = rng.choice(
         [
@@ -154,7 +154,7 @@ def _groups(rng: random.Random) -> Problem:
 
 
 def _share(rng: random.Random) -> Problem:
-    who, thing, container = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
+    who, thing, container = rng.choice(NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
     b = rng.randint(2, 12)
     a = b * rng.randint(2, 12)
     question = rng.choice(
@@ -167,7 +167,7 @@ def _share(rng: random.Random) -> Problem:
 
 
 def _gain_then_loss(rng: random.Random) -> Problem:
-    who, other = rng.sample(_NAMES, 2)
+    who, other = rng.sample(NAMES, 2)
     thing, a, b = rng.choice(_THINGS), rng.randint(5, 60), rng.randint(2, 40)
     c = rng.randint(2, a + b - 2)
     question = f"{who} had {a} {thing}, got {b} more and gave {c} to {other}. How many {thing} does {who} have now?"
@@ -175,7 +175,7 @@ def _gain_then_loss(rng: random.Random) -> Problem:
 
 
 def _groups_then_gain(rng: random.Random) -> Problem:
-    who, thing, container = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
+    who, thing, container = rng.choice(NAMES), rng.choice(_THINGS), rng.choice(_CONTAINERS)
     a, b, c = rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 30)
     question = f"{who} has {a} {container} with {b} {thing} each and {c} more {thing}. How many {thing} is that?"
     return Problem(question, f"We multiply {a} by {b} and then add {c}.", f"( ( {a} * {b} ) + {c} )")

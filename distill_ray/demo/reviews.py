@@ -80,7 +80,7 @@ _SECOND = [
     "Castle",
     "Horizon",
 ]
-_NAMES = [
+NAMES = [
     "Marta",
     "Tomas",
     "Elena",
@@ -98,7 +98,7 @@ _NAMES = [
     "Sofia",
     "Kenji",
 ]
-_SURNAMES = [
+SURNAMES = [
     "Lindqvist",
     "Okafor",
     "Moreau",
@@ -141,6 +141,7 @@ class ReviewChat:
     draft: str
     critique: str
     revision: str
+    mood: str  # of the draft: bad, mixed, good
 
 
 def film_title(rng: random.Random) -> str:
@@ -161,7 +162,7 @@ def review_chat(rng: random.Random) -> ReviewChat:
     """Draw one self-critique chat."""
     film, kind = film_title(rng), rng.choice(_KINDS)
     topic, other = rng.sample(_TOPICS, 2)
-    person = f"{rng.choice(_NAMES)} {rng.choice(_SURNAMES)}" if rng.random() < 0.6 else ""
+    person = f"{rng.choice(NAMES)} {rng.choice(SURNAMES)}" if rng.random() < 0.6 else ""
     mood = rng.choices(("bad", "mixed", "good"), (5, 3, 2))[0]
     first = rng.choice(_GOOD if mood == "good" else _BAD)
     second = rng.choice(_BAD if mood == "bad" else _GOOD)
@@ -180,6 +181,7 @@ def review_chat(rng: random.Random) -> ReviewChat:
         draft,
         _critique(first, topic, person, mood),
         _revision(rng, film, kind, topic, other, bool(person)),
+        mood,
     )
 
 
@@ -203,4 +205,4 @@ def _revision(rng: random.Random, film: str, kind: str, topic: str, other: str, 
 
 def names_person(review: str) -> bool:
     """Say whether a review names one of the invented people."""
-    return any(word.strip(".,") in _NAMES or word.strip(".,") in _SURNAMES for word in review.split())
+    return any(word.strip(".,") in NAMES or word.strip(".,") in SURNAMES for word in review.split())

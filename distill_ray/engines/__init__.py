@@ -6,6 +6,7 @@
 | `openai` | any OpenAI-compatible URL                           | ids if it gives | if the server can |
 | `hf`     | transformers `generate`: encoder-decoder, small     | no              | no                |
 | `fake`   | a Jinja template: tests, dry runs, breaking things  | no              | `choice`          |
+| `none`   | nobody: the answers are in the data                 |                 |                   |
 
 All of them: n samples in order, `first_sample` continues a series, token usage (the prompt is counted on the
 first sample of a call), own retries for what may pass, errors from `distill_ray.errors`. One contract suite
@@ -32,6 +33,7 @@ ENGINE_CLASSES: dict[str, tuple[str, str]] = {
     "openai": ("distill_ray.engines.openai", "OpenAIEngine"),
     "hf": ("distill_ray.engines.hf", "HfEngine"),
     "fake": ("distill_ray.engines.fake", "FakeEngine"),
+    "none": ("distill_ray.engines.none", "NoEngine"),
 }
 
 

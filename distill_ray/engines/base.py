@@ -52,6 +52,16 @@ class Engine(ABC):
             EngineUnavailable: no request can be answered.
         """
 
+    async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
+        """The top k log-probabilities at each token of an answer that is already there, as if it had been said.
+
+        For engines with the capability `score`.
+
+        Raises:
+            RequestRejected, TransientEngineError, EngineUnavailable: as `generate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot score")
+
     @abstractmethod
     async def close(self) -> None:
         """Free everything; calling it twice is harmless."""

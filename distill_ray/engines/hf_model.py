@@ -25,7 +25,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -37,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import hash_ids
 from distill_ray.errors import ConfigError, TransientEngineError
-from distill_ray.models import ChatTokenizer, PlainPrompts, resolve_model
+from distill_ray.models import prompts_of, resolve_model
 from distill_ray.records import Completion, Message
 
 # Shape suffixes: B rows of a batch, T positions, V vocabulary.
@@ -74,7 +73,7 @@ class HfModel:
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = config.model + (f" with the adapters {config.adapter}" if config.adapter else "")
             raise ConfigError(f"teacher.model: cannot load {what} ({first_line})") from error
-        self.prompts = _prompt_maker(config, path, self.is_seq2seq)
+        self.prompts = prompts_of(config, key="teacher.model")
         self.tokenizer: Any = self.prompts.tokenizer
         self.max_positions = self._max_positions()
         defaults = self.model.generation_config
@@ -254,19 +253,6 @@ def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str,
     from peft import PeftModel  # heavy, and only for adapters
 
     return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
-
-
-def _prompt_maker(config: HfEngineConfig, path: str, is_seq2seq: bool) -> ChatTokenizer | PlainPrompts:
-    if is_seq2seq and config.chat_template is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"teacher.model: cannot load a tokenizer from {config.model}") from error
-        if not tokenizer.chat_template:
-            return PlainPrompts(tokenizer)
-    return ChatTokenizer.of(config, key="teacher.model")
 
 
 def _id_list(ids: int | list[int] | None) -> set[int]:

@@ -167,11 +167,45 @@ class VllmEngine(Engine):
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
     ) -> list[Completion]:
         """Ask for all samples in one request; ask again when the engine's process dies on the way."""
+        prompt_ids = self._prompt_ids(messages)
+        final = await self._final(prompt_ids, self._params(sampling, first_sample))
+        return [
+            self._completion(output, len(prompt_ids) if i == 0 else 0, sampling, first_sample)
+            for i, output in enumerate(sorted(final.outputs, key=lambda o: o.index))
+        ]
+
+    async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
+        """Read prompt and answer in one pass (prefill), with the top k at each token of the answer."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids, answer_ids = self._ids(messages), self._tokenizer.completion_ids(answer)
+        self._require_room([*prompt_ids, *answer_ids])
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=top_logprobs,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = await self._final([*prompt_ids, *answer_ids], params)
+        topk_ids, topk_logprobs = _top_k(final.prompt_logprobs, top_logprobs, skip=len(prompt_ids))
+        return Completion(
+            text=answer,
+            finish_reason="stop",
+            prompt_tokens=len(prompt_ids) + len(answer_ids),
+            completion_tokens=0,
+            token_ids=answer_ids,
+            topk_ids=topk_ids,
+            topk_logprobs=topk_logprobs,
+        )
+
+    async def _final(self, prompt_ids: list[int], params: SamplingParams) -> Any:
+        """vLLM's last output for a request."""
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        prompt_ids = self._prompt_ids(messages)
-        params = self._params(sampling, first_sample)
         for _ in range(self.config.max_retries + 1):
             llm = self._engine
             try:
@@ -189,12 +223,8 @@ class VllmEngine(Engine):
                 continue
             except ValueError as error:  # vLLM's validation of one request
                 raise RequestRejected(RejectReason.BAD_REQUEST, f"vLLM: {error}") from error
-            if final is None:
-                continue
-            return [
-                self._completion(output, len(prompt_ids) if i == 0 else 0, sampling, first_sample)
-                for i, output in enumerate(sorted(final.outputs, key=lambda o: o.index))
-            ]
+            if final is not None:
+                return final
         raise TransientEngineError("vLLM's engine failed on this request again and again; its messages are in logs/")
 
     async def stream(self, messages: Sequence[Message], sampling: SamplingConfig) -> AsyncIterator[str]:
@@ -236,6 +266,10 @@ class VllmEngine(Engine):
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         ids = self._ids(messages)
+        self._require_room(ids)
+        return ids
+
+    def _require_room(self, ids: Sequence[int]) -> None:
         longest = self._engine.model_config.max_model_len
         if len(ids) >= longest:
             raise RequestRejected(
@@ -243,7 +277,6 @@ class VllmEngine(Engine):
                 f"the prompt has {len(ids)} tokens and the model takes {longest} with the answer "
                 "(engine_kwargs.max_model_len)",
             )
-        return ids
 
     def _params(self, sampling: SamplingConfig, first_sample: int) -> SamplingParams:
         """Built once per setting: vLLM's checks in its constructor cost more than a short answer (it copies them)."""
@@ -333,18 +366,19 @@ def _structured(structured: StructuredOutput | None) -> Any:
     return StructuredOutputsParams(json=structured.json_schema, regex=structured.regex, choice=structured.choice)
 
 
-def _top_k(logprobs: Any, k: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The k best per position, best first, from vLLM's flat arrays. [T, K] int32 and float32.
+def _top_k(logprobs: Any, k: int, *, skip: int = 0) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The k best per position behind the first `skip`, best first, from vLLM's flat arrays. [T, K] int32 and float32.
 
     vLLM puts the sampled token first and then the top k in order; where the sampled one is not among the top k a
     position has k + 1 entries.
     """
     if not k or logprobs is None:
         return None, None
-    num_tokens = len(logprobs.start_indices)
+    starts, ends = logprobs.start_indices[skip:], logprobs.end_indices[skip:]
+    num_tokens = len(starts)
     ids = np.zeros((num_tokens, k), dtype=np.int32)
     values = np.full((num_tokens, k), -np.inf, dtype=np.float32)
-    for t, (start, end) in enumerate(zip(logprobs.start_indices, logprobs.end_indices, strict=True)):
+    for t, (start, end) in enumerate(zip(starts, ends, strict=True)):
         best = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
         for rank, (token, value) in enumerate(sorted(best.items(), key=lambda item: -item[1])[:k]):
             ids[t, rank], values[t, rank] = token, value

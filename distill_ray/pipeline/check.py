@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import ray
 
 from distill_ray.config import OpenAIEngineConfig, RunConfig, VllmEngineConfig
-from distill_ray.config.engine import FakeEngineConfig
+from distill_ray.config.engine import FakeEngineConfig, HfEngineConfig, NoEngineConfig
+from distill_ray.config.train import TopkKlConfig
 from distill_ray.errors import ConfigError, DataError
-from distill_ray.models import ChatTokenizer, require_safetensors
+from distill_ray.models import Prompts, prompts_of, require_safetensors
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
@@ -49,9 +50,22 @@ def check(config: RunConfig) -> Iterator[str]:
 def check_student(config: RunConfig) -> str:
     """What the student's training needs of its model. Raises ConfigError."""
     student = config.student
-    ChatTokenizer.of(student, key="student.model")
+    prompts = prompts_of(student, key="student.model")
     require_safetensors(student.model, key="student.model")
+    if isinstance(config.train.loss, TopkKlConfig) and isinstance(config.teacher, VllmEngineConfig | HfEngineConfig):
+        _require_same_tokens(prompts_of(config.teacher, key="teacher.model"), prompts)
     return f"student `{student.model}`: tokenizer, chat template and weights"
+
+
+def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
+    """Raises ConfigError: a token id means one text to the teacher and another to the student."""
+    theirs, ours = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+    different = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+    if different:
+        raise ConfigError(
+            f"train.loss: topk_kl needs one tokenizer for both, and teacher and student differ in {len(different)} "
+            f"tokens (for example {different[0]!r}); take a student of the teacher's family, or cross_entropy"
+        )
 
 
 def check_resources(config: RunConfig) -> str:
@@ -72,8 +86,8 @@ def _first_problem(folder: RunFolder) -> str:
 
 def _check_teacher(config: RunConfig) -> str:
     teacher = config.teacher
-    if isinstance(teacher, FakeEngineConfig):
-        return "teacher `fake`"
+    if isinstance(teacher, FakeEngineConfig | NoEngineConfig):
+        return f"teacher `{teacher.type}`"
     if isinstance(teacher, OpenAIEngineConfig):
         if teacher.api_key_env and not os.environ.get(teacher.api_key_env):
             raise ConfigError(
@@ -81,7 +95,7 @@ def _check_teacher(config: RunConfig) -> str:
                 f"run `export {teacher.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
             )
         return f"teacher `{teacher.model}` at {teacher.base_url}: key is set (the server was not asked)"
-    ChatTokenizer.of(teacher, key="teacher.model")
+    prompts_of(teacher, key="teacher.model")
     if not (isinstance(teacher, VllmEngineConfig) and "load_format" in teacher.engine_kwargs):
         require_safetensors(teacher.model, key="teacher.model")
     where = f"{teacher.num_gpus} GPUs per replica" if teacher.num_gpus else "CPU"

@@ -21,22 +21,25 @@ import ray
 import ray.data
 import ray.exceptions
 
-from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
+from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, StepByStepRecipeConfig, VllmEngineConfig
+from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
-from distill_ray.models import ChatTokenizer
+from distill_ray.models import prompts_of
 from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
+from distill_ray.pipeline.helpers import batched_scorer, start_helpers
 from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student
 from distill_ray.recipes import make_recipe
-from distill_ray.records import row_from_record
+from distill_ray.records import Answered, row_from_record
 
 BATCH_ROWS = 128
+EXAMPLE_COLUMNS = ["row_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer", "draft"]
 
 
 def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
             _answer(engine, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
             _score(config, folder, source, rows, name)
+        _reward(config, folder, rows)
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
@@ -83,11 +87,14 @@ def _held_out_rows(
     Beside them those whose answer was rejected (unparsable, cut off, ...): they are only counted.
     """
     recipe = make_recipe(config.recipe)
-    chat = ChatTokenizer.of(config.student, key="student.model")
+    chat = prompts_of(config.student, key="student.model")
     examples: dict[str, dict[str, Any]] = {}
-    columns = ["row_id", "split", "messages", "completion", "reference", "sample_index"]
-    for table in folder.read_tables("examples", columns=columns):
+    rationale_tokens: dict[str, int] = {}
+    for table in folder.read_tables("examples", columns=EXAMPLE_COLUMNS):
         for record in table.filter(pc.field("split") == "test").to_pylist():
+            if record["task"] == "rationale":  # not asked for in service
+                rationale_tokens[record["row_id"]] = len(chat.text_ids(record["completion"]))
+                continue
             best = examples.get(record["row_id"])
             if best is None or record["sample_index"] < best["sample_index"]:
                 examples[record["row_id"]] = record
@@ -106,12 +113,14 @@ def _held_out_rows(
                     "query": row.query,
                     # From the row itself: `evaluate.reference` may be set after generating.
                     "reference": reference_of(row.columns, config.evaluate.reference),
-                    "teacher_answer": example["completion"],
+                    "teacher_answer": _teachers_answer(config, example),
+                    "draft": example["draft"],
                     "messages": example["messages"],
                     "prompt_ids": prompt_ids,
                     "completion_ids": chat.completion_ids(example["completion"]),
                     "prompt_tokens_before": len(chat.prompt_ids(recipe.teacher_messages(row))),
                     "prompt_tokens_after": len(prompt_ids),
+                    "rationale_tokens": rationale_tokens.get(row.row_id),
                 }
             )
     if not rows:
@@ -122,6 +131,13 @@ def _held_out_rows(
     rows.sort(key=lambda row: row["row_id"])
     most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
     return rows[:most], unanswered
+
+
+def _teachers_answer(config: RunConfig, example: dict[str, Any]) -> str:
+    """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label."""
+    if isinstance(config.recipe, StepByStepRecipeConfig):
+        return example["teacher_answer"] or ""
+    return example["completion"]
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -257,3 +273,26 @@ def _losses(
     redirect_output(folder, f"evaluate-loss-{os.getpid()}")
     weights = weights.model_copy(update={"model": _on_disk(folder, weights.model)})
     return answer_losses(weights, _on_disk(folder, adapter), prompts, completions, max_tokens_per_batch=max_tokens)
+
+
+# -- reward ----------------------------------------------------------------------------------------------------------
+
+
+def _reward(config: RunConfig, folder: RunFolder, rows: list[dict[str, Any]]) -> None:
+    """Set the rewards of all answers, where the recipe has a reward that costs nothing to ask."""
+    reward = getattr(config.recipe, "reward", None)
+    if reward is None or isinstance(reward, JudgeRewardConfig) or "reward" not in config.evaluate.metrics:
+        return
+    scorer = batched_scorer(reward, start_helpers(config, folder))
+    answers = {"draft": "draft", "teacher": "teacher_answer"} | {
+        name: name for name in ("student_before", "student_after")
+    }
+
+    async def score_all() -> None:
+        async def one(row: dict[str, Any], who: str, column: str) -> None:
+            if row[column] is not None:
+                row[f"reward_{who}"] = await scorer.score(Answered(tuple(row["messages"]), row[column]))
+
+        await asyncio.gather(*(one(row, who, column) for row in rows for who, column in answers.items()))
+
+    asyncio.run(score_all())

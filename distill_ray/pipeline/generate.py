@@ -32,6 +32,7 @@ from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
 from distill_ray.pipeline.cluster import connected, own_error, require_resources
 from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.helpers import start_helpers
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.tally import Tally
@@ -132,7 +133,12 @@ def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
 
 def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
     """Drop what partitions without rows left behind when they had some."""
-    for kind, suffix in (("examples", ".parquet"), ("rejects", ".parquet"), ("done", ".json")):
+    for kind, suffix in (
+        ("examples", ".parquet"),
+        ("rejects", ".parquet"),
+        ("preferences", ".parquet"),
+        ("done", ".json"),
+    ):
         there = set(folder.list(kind))
         for info in plan.partitions:
             name = partition_name(info.index) + suffix
@@ -181,7 +187,14 @@ def _run_partitions(
     open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // replicas.max)))
     dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
         PartitionWorker,
-        fn_constructor_args=(config, folder, fingerprint, tally, [p.sha for p in plan.partitions]),
+        fn_constructor_args=(
+            config,
+            folder,
+            fingerprint,
+            tally,
+            [p.sha for p in plan.partitions],
+            start_helpers(config, folder),
+        ),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             min_size=min(replicas.min, len(todo)),

@@ -16,7 +16,7 @@ import hashlib
 import io
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,7 @@ class LedgeredEngine:
         engine: who answers.
         sampling: how.
         ledger: of the partition at work.
+        ready: awaited before the engine is used: starts it, once, whoever asks first.
         on_call: told (replayed, completions) once per answered request.
         may_pay: raises when no more may be spent; asked before every call that is not replayed.
     """
@@ -168,18 +169,21 @@ class LedgeredEngine:
         engine: Engine,
         sampling: SamplingConfig,
         ledger: Ledger,
+        ready: Callable[[], Awaitable[None]],
         on_call: Callable[[bool, Sequence[Completion]], None],
         may_pay: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._engine, self._sampling, self._ledger = engine, sampling, ledger
-        self._on_call, self._may_pay = on_call, may_pay
-        self._in_flight: dict[bytes, asyncio.Future[list[Completion]]] = {}
+        self._ready, self._on_call, self._may_pay = ready, on_call, may_pay
+        self._in_flight: dict[tuple[bytes, int], asyncio.Future[list[Completion]]] = {}
 
-    async def generate(self, messages: Sequence[Message]) -> list[Completion]:
+    async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
         """All n samples, in order. Raises what `Engine.generate` raises."""
+        await self._ready()
+        sampling = self._sampling if num_samples is None else self._sampling.model_copy(update={"n": num_samples})
         prompt = self._engine.prompt_key(messages)
-        keys = [call_key(self._engine.identity, prompt, self._sampling, i) for i in range(self._sampling.n)]
+        keys = [call_key(self._engine.identity, prompt, sampling, i) for i in range(sampling.n)]
         found: list[Completion] = []
         for key in keys:
             completion = self._ledger.get(key)
@@ -190,22 +194,37 @@ class LedgeredEngine:
             self._on_call(True, found)
         if len(found) == len(keys):
             return found
-        in_flight = self._in_flight.get(keys[0])
+        in_flight = self._in_flight.get((keys[0], len(keys)))
         if in_flight is not None:
             return found + await asyncio.shield(in_flight)
         self._may_pay()
-        return found + await self._ask_for_all(messages, keys, first_sample=len(found))
+        return found + await self._ask_for_all(messages, sampling, keys, first_sample=len(found))
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Completion:
+        """The top k at each token of a given answer. Raises what `Engine.score` raises."""
+        await self._ready()
+        k = self._sampling.top_logprobs
+        asked = hashlib.blake2b(f"score\0{k}\0{answer}\0".encode() + self._engine.prompt_key(messages), digest_size=16)
+        key = call_key(self._engine.identity, asked.digest(), self._sampling, 0)
+        completion = self._ledger.get(key)
+        is_replayed = completion is not None
+        if completion is None:
+            self._may_pay()
+            completion = await self._engine.score(messages, answer, k)
+            self._ledger.put(key, completion)
+        self._on_call(is_replayed, [completion])
+        return completion
 
     async def _ask_for_all(
-        self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int
+        self, messages: Sequence[Message], sampling: SamplingConfig, keys: list[bytes], *, first_sample: int
     ) -> list[Completion]:
         """Ask, and hand answer or error to all who ask the same meanwhile.
 
         In the first row's own task, not in a new one: that would stand behind all rows that are only beginning.
         """
-        shared = self._in_flight[keys[0]] = asyncio.get_running_loop().create_future()
+        shared = self._in_flight[keys[0], len(keys)] = asyncio.get_running_loop().create_future()
         try:
-            completions = await self._ask(messages, keys, first_sample=first_sample)
+            completions = await self._ask(messages, sampling, keys, first_sample=first_sample)
         except BaseException as error:
             if isinstance(error, Exception):
                 shared.set_exception(error)
@@ -214,13 +233,15 @@ class LedgeredEngine:
                 shared.cancel()
             raise
         finally:
-            del self._in_flight[keys[0]]
+            del self._in_flight[keys[0], len(keys)]
         shared.set_result(completions)
         return completions
 
-    async def _ask(self, messages: Sequence[Message], keys: list[bytes], *, first_sample: int) -> list[Completion]:
+    async def _ask(
+        self, messages: Sequence[Message], sampling: SamplingConfig, keys: list[bytes], *, first_sample: int
+    ) -> list[Completion]:
         try:
-            completions = await self._engine.generate(messages, self._sampling, first_sample=first_sample)
+            completions = await self._engine.generate(messages, sampling, first_sample=first_sample)
         except EngineError as error:
             self._keep(keys, error.paid)
             raise

@@ -13,29 +13,35 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from distill_ray.config import RunConfig
+from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
 from distill_ray.pipeline.cluster import connected, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
+from distill_ray.pipeline.helpers import Helpers, batched_scorer, judge_scorer, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
-from distill_ray.recipes import make_recipe
+from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import Completion, Message, Reject, Row, row_from_record
 
 
 class _Watched:
     """An engine in a role that remembers what it answered."""
 
-    def __init__(self, engine: Any, config: RunConfig) -> None:
+    def __init__(self, engine: Any, sampling: SamplingConfig) -> None:
         self.name = engine.identity
         self.answers: list[Completion] = []
-        self._engine, self._sampling = engine, config.teacher.sampling
+        self._engine, self._sampling = engine, sampling
 
-    async def generate(self, messages: Sequence[Message]) -> list[Completion]:
-        completions = await self._engine.generate(messages, self._sampling)
+    async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
+        sampling = self._sampling if num_samples is None else self._sampling.model_copy(update={"n": num_samples})
+        completions = await self._engine.generate(messages, sampling)
         self.answers += completions
         return completions
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Completion:
+        return await self._engine.score(messages, answer, self._sampling.top_logprobs)
 
 
 def preview(config: RunConfig, num_rows: int, console: Console) -> None:
@@ -49,8 +55,11 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
         with connected():
             resources = engine_resources(config)
             options = resources.pop("ray_remote_args_fn", dict)()
+            helpers = start_helpers(config, folder)
             try:
-                answers = ray.get(ray.remote(_answer).options(**resources, **options).remote(config, folder, rows))
+                answers = ray.get(
+                    ray.remote(_answer).options(**resources, **options).remote(config, folder, rows, helpers)
+                )
             except ray.exceptions.RayError as error:
                 raise own_error(error) or DistillError(f"preview failed inside Ray: {error}") from None
     by_id = {row.row_id: (row, answer) for row, answer in zip(rows, answers, strict=True)}
@@ -77,22 +86,28 @@ def _show(console: Console, prompt: list[Message], row: Row, raw: list[str], lea
     console.print(panel, soft_wrap=False)  # else a line longer than the terminal is cut
 
 
-def _answer(config: RunConfig, folder: RunFolder, rows: list[Row]) -> list[tuple[list[str], str]]:
+def _answer(config: RunConfig, folder: RunFolder, rows: list[Row], helpers: Helpers) -> list[tuple[list[str], str]]:
     """Inside Ray: raw answers and what becomes of them, per row."""
     redirect_output(folder, "preview")
 
     async def all_rows() -> list[tuple[list[str], str]]:
         engine = make_engine(config.teacher)
-        await engine.start()
+        if config.recipe.asks_teacher:
+            await engine.start()
         try:
             return list(await asyncio.gather(*(one_row(engine, row) for row in rows)))
         finally:
             await engine.close()
 
     async def one_row(engine: Any, row: Row) -> tuple[list[str], str]:
-        watched = _Watched(engine, config)
+        watched = _Watched(engine, config.teacher.sampling)
+        reward, scorer = getattr(config.recipe, "reward", None), None
+        if isinstance(reward, JudgeRewardConfig):
+            scorer = judge_scorer(reward, helpers, lambda own, sampling: _Watched(own or engine, sampling))
+        elif reward is not None:
+            scorer = batched_scorer(reward, helpers)
         try:
-            result = await make_recipe(config.recipe).distill(row, {"teacher": watched})
+            result = await make_recipe(config.recipe).distill(row, Engines(watched, scorer))
         except (RequestRejected, TransientEngineError) as error:
             return [answer.text for answer in watched.answers], f"(nothing: {error})"
         if isinstance(result, Reject):

@@ -28,6 +28,7 @@ METRICS = {
     "exact_match": "exact match",
     "agreement": "agreement with the teacher",
     "token_f1": "word F1",
+    "equation": "equation comes to the same",
     "loss": "loss (nats per token)",
 }
 CURVE_POINTS = 10
@@ -93,6 +94,11 @@ def _result(metrics: Mapping[str, Any]) -> str:
     ]
     if metrics.get("teacher") is None:
         notes.append("The data names no reference, so exact match is against the teacher's answer.")
+    if tokens := metrics.get("completion_tokens"):
+        notes.append(
+            f"An answer takes {tokens['answer']:.1f} tokens; with the rationale, which is only trained on, it would "
+            f"take {tokens['with_rationale']:.1f}."
+        )
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
     return table(["", *ROLES.values()], _result_rows(metrics)) + "\n\n" + " ".join(notes)
@@ -105,6 +111,10 @@ def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         figures = [_figure(metrics.get(role), name) for role in ROLES]
         if any(figure != NOT_THERE for figure in figures):
             rows.append([title, *figures])
+    if rewards := metrics.get("reward"):
+        rows.append(["reward", *(_figure(rewards.get(role), "mean") for role in ROLES)])
+        if "draft" in rewards:
+            rows.append(["reward of its draft", _figure(rewards["draft"], "mean"), NOT_THERE, NOT_THERE])
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     saving = f"{after:.1f} ({_saving(before, after)} fewer)"
     return [*rows, ["prompt tokens per request", f"{before:.1f}", f"{after:.1f}", saving]]

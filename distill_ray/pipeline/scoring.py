@@ -6,6 +6,7 @@ teacher has an `exact_match` only where rows have references; `agreement` always
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ import pyarrow as pa
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
+from distill_ray.pipeline.equations import equation_match
 from distill_ray.pipeline.metrics import confusion, exact_match, interval, token_f1
 
 STUDENTS = ("before", "after")
+REWARDED = ("draft", "teacher", "student_before", "student_after")
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -30,6 +33,10 @@ PREDICTION_SCHEMA = pa.schema(
         ("match_teacher", pa.float64()),  # null without a reference
         ("agreement", pa.float64()),
         ("token_f1", pa.float64()),
+        ("reward_draft", pa.float64()),
+        ("reward_teacher", pa.float64()),
+        ("reward_student_before", pa.float64()),
+        ("reward_student_after", pa.float64()),
         ("loss_before", pa.float64()),
         ("loss_after", pa.float64()),
         ("prompt_tokens_before", pa.int64()),
@@ -70,6 +77,13 @@ def score_predictions(
         "num_rows_without_teacher": len(rows) - len(scored),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
     }
+    explained = [row for row in scored if row.get("rationale_tokens") is not None]
+    if explained:
+        answer = _mean([len(row["completion_ids"]) for row in explained])
+        rationale = _mean([row["rationale_tokens"] for row in explained])
+        metrics["completion_tokens"] = {"answer": answer, "with_rationale": answer + rationale}
+    if rewards := _score_rewards(config, scored):
+        metrics["reward"] = rewards
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
     return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
@@ -83,6 +97,17 @@ def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict
     """Against the references, on the rows that have one; None if none has."""
     judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
     return _with_intervals(config, _compared(judged)) if judged else None
+
+
+def _score_rewards(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]] | None:
+    """Mean reward with its interval of the draft, the teacher's answer and the students'; None without a reward."""
+    found: dict[str, dict[str, float]] = {}
+    for who in REWARDED:
+        values = [row[f"reward_{who}"] for row in rows if row.get(f"reward_{who}") is not None]
+        values = [value for value in values if math.isfinite(value)]  # a reward may have no number for an answer
+        if values:
+            found[who] = _with_interval(config, "mean", values)
+    return found or None
 
 
 def _score_student(
@@ -101,7 +126,11 @@ def _score_student(
 
 
 def _compared(pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
-    compare: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "token_f1": token_f1}
+    compare: dict[str, Callable[[str, str], float]] = {
+        "exact_match": exact_match,
+        "token_f1": token_f1,
+        "equation": equation_match,
+    }
     return {name: [function(*pair) for pair in pairs] for name, function in compare.items()}
 
 
@@ -111,9 +140,13 @@ def _with_intervals(config: RunConfig, values: Mapping[str, Sequence[float]]) ->
     figures: dict[str, float] = {}
     for name, per_row in values.items():
         if name in wanted and per_row:
-            low, high = interval(per_row, num_resamples=config.evaluate.bootstrap, seed=config.evaluate.seed)
-            figures |= {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
+            figures |= _with_interval(config, name, per_row)
     return figures
+
+
+def _with_interval(config: RunConfig, name: str, per_row: Sequence[float]) -> dict[str, float]:
+    low, high = interval(per_row, num_resamples=config.evaluate.bootstrap, seed=config.evaluate.seed)
+    return {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
 
 
 def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
@@ -126,7 +159,7 @@ def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
         "agreement": exact_match(after, row["teacher_answer"]),
         "token_f1": token_f1(after, expected),
     }
-    return {name: computed[name] if name in computed else row[name] for name in PREDICTION_SCHEMA.names}
+    return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -21,8 +21,11 @@ class Tally:
         rows_done: of partitions that were finished before.
     """
 
-    # A duplicate is what the user asked to drop; rows behind the token budget are only postponed.
-    NOT_COUNTED = frozenset({RejectReason.DUPLICATE.value, RejectReason.TOKEN_BUDGET.value})
+    # A duplicate is what the user asked to drop, a chain that is not accepted what a reward is there for; rows behind
+    # the token budget are only postponed.
+    NOT_COUNTED = frozenset(
+        reason.value for reason in (RejectReason.DUPLICATE, RejectReason.NOT_ACCEPTED, RejectReason.TOKEN_BUDGET)
+    )
 
     def __init__(
         self, rows_in: int, max_reject_frac: float, max_tokens: int | None, rejects: dict[str, int], rows_done: int

@@ -15,14 +15,16 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_ray.config import RunConfig
+from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, RequestRejected, TransientEngineError
 from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.helpers import BatchedScorer, Helpers, batched_scorer, judge_scorer
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
-from distill_ray.recipes import make_recipe
+from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import (
     RETRYABLE_REASONS,
     ROW_SCHEMA,
@@ -31,6 +33,7 @@ from distill_ray.records import (
     Reject,
     RejectReason,
     examples_table,
+    preferences_table,
     rejects_table,
     row_from_record,
 )
@@ -73,13 +76,26 @@ class PartitionWorker:
     """Callable class for `ray.data`: takes batches of one partition index, yields one row of figures each."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, fingerprint: str, tally: Any, row_shas: Sequence[str]
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        fingerprint: str,
+        tally: Any,
+        row_shas: Sequence[str],
+        helpers: Helpers | None = None,
     ) -> None:
         redirect_output(folder, f"engine-{os.getpid()}")
         self._config, self._folder, self._fingerprint = config, folder, fingerprint
         self._tally, self._row_shas = tally, row_shas
         self._recipe = make_recipe(config.recipe)
+        if not config.recipe.asks_teacher:
+            tally.engine_started.remote()  # nothing to wait for
         self._engine: Engine = make_engine(config.teacher)
+        self._helpers = helpers or Helpers()
+        self._reward: RewardConfig | None = getattr(config.recipe, "reward", None)
+        self._scorer: BatchedScorer | None = None
+        if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
+            self._scorer = batched_scorer(self._reward, self._helpers)
         self._starting: asyncio.Task[None] | None = None
         self._rows_in_progress = asyncio.Semaphore(config.teacher.max_concurrency)
         self._flusher = Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
@@ -98,20 +114,9 @@ class PartitionWorker:
         samples: list[str] = []
         name = f"{partition_name(partition)}.parquet"
         records = self._folder.read_table("rows", name, columns=ROW_SCHEMA.names).to_pylist()
-        engines = {
-            "teacher": LedgeredEngine(
-                self._engine.identity.partition(":")[2],
-                self._engine,
-                self._config.teacher.sampling,
-                ledger,
-                on_call=figures.add_call,
-                may_pay=self._may_pay,
-            )
-        }
+        engines = self._engines(ledger, figures)
         tasks = [asyncio.create_task(self._row(record, engines, figures, samples)) for record in records]
         try:
-            if any(record["reject_reason"] is None for record in records):
-                await self._ready()
             await self._until_done(partition, tasks, figures, samples)
         finally:
             for task in tasks:
@@ -119,6 +124,20 @@ class PartitionWorker:
             self._flusher.remove(ledger)
             ledger.flush()
         await asyncio.to_thread(self._write, partition, [task.result() for task in tasks], figures, ledger)
+
+    def _engines(self, ledger: Ledger, figures: Figures) -> Engines:
+        """Who the recipe may ask, each through this partition's ledger."""
+
+        def ledgered(engine: Engine | None, sampling: SamplingConfig) -> LedgeredEngine:
+            ready = self._ready if engine is None else engine.start
+            engine = engine or self._engine
+            name = engine.identity.partition(":")[2]
+            return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
+
+        scorer = self._scorer
+        if isinstance(self._reward, JudgeRewardConfig):
+            scorer = judge_scorer(self._reward, self._helpers, ledgered)
+        return Engines(ledgered(None, self._config.teacher.sampling), scorer)
 
     async def _ready(self) -> None:
         """Start the engine once, whichever partition comes first."""
@@ -150,7 +169,7 @@ class PartitionWorker:
                     raise own_error(error) or error from None
 
     async def _row(
-        self, record: dict[str, Any], engines: dict[str, LedgeredEngine], figures: Figures, samples: list[str]
+        self, record: dict[str, Any], engines: Engines, figures: Figures, samples: list[str]
     ) -> list[Example] | Reject:
         result = await self._distill(record, engines)
         figures.rows += 1
@@ -163,13 +182,12 @@ class PartitionWorker:
             figures.examples += len(result)
         return result
 
-    async def _distill(self, record: dict[str, Any], engines: dict[str, LedgeredEngine]) -> list[Example] | Reject:
+    async def _distill(self, record: dict[str, Any], engines: Engines) -> list[Example] | Reject:
         """One row to its examples or its reject. Only what concerns all rows is raised."""
         if record["reject_reason"] is not None:
             return _reject(record, "read", RejectReason(record["reject_reason"]), record["reject_detail"])
         row = row_from_record(record)
         async with self._rows_in_progress:
-            await self._ready()
             try:
                 result = await self._recipe.distill(row, engines)
             except RequestRejected as error:
@@ -178,8 +196,6 @@ class PartitionWorker:
                 return _reject(record, "generate", RejectReason.ENGINE_ERROR, str(error))
             except TokenBudgetSpent:
                 return _reject(record, "generate", RejectReason.TOKEN_BUDGET, "generate.max_teacher_tokens is spent")
-        if isinstance(result, Reject):
-            return _reject(record, result.stage, result.reason, result.detail)
         return result
 
     def _may_pay(self) -> None:
@@ -196,6 +212,8 @@ class PartitionWorker:
         ledger.merge()
         self._folder.write_table(examples_table(examples), "examples", f"{name}.parquet")
         self._folder.write_table(rejects_table(rejects), "rejects", f"{name}.parquet")
+        if getattr(self._config.recipe, "preference_pairs", False):
+            self._folder.write_table(preferences_table(examples), "preferences", f"{name}.parquet")
         retry = any(reject.reason in RETRYABLE_REASONS for reject in rejects)
         marker = {
             "rows_sha": self._row_shas[partition],

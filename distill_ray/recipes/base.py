@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from distill_ray.records import Completion, Example, Message, Reject, Row
+from distill_ray.records import Answered, Completion, Example, Message, Reject, Row
 
 
 class Answerer(Protocol):
@@ -14,20 +15,45 @@ class Answerer(Protocol):
     name: str
     """Model and revision, recorded on every example."""
 
-    async def generate(self, messages: Sequence[Message]) -> list[Completion]:
-        """Answer a conversation with the role's configured sampling (n samples)."""
+    async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
+        """Answer a conversation with the role's configured sampling, n samples or as many as asked for here."""
+        ...
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Completion:
+        """The log-probabilities of an answer that is already there, as if it had been said."""
         ...
 
 
-Engines = Mapping[str, Answerer]
-"""Engines by role: `teacher`, later also `judge`."""
+class Scorer(Protocol):
+    """A reward, as a recipe sees it: batching, actors and the judge's ledger are behind it."""
+
+    async def score(self, item: Answered) -> float:
+        """The reward of one answer, which may be no number. Raises RowError: there is none."""
+        ...
+
+    async def score_pair(self, before: Answered, after: Answered) -> tuple[float, float]:
+        """The rewards of two answers to one question: by themselves, or held against each other."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Who a recipe may ask, by role."""
+
+    teacher: Answerer
+    reward: Scorer | None = None
 
 
 class Recipe(Protocol):
     """One method of distillation."""
 
-    columns: frozenset[str]
-    """Columns of the data that it reads; a row without one of them is a `missing_column` reject."""
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of the data that it reads -> the config key that names them.
+
+        A row without one of them is a `missing_column` reject.
+        """
+        ...
 
     def query(self, columns: Mapping[str, object]) -> str:
         """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""

@@ -10,6 +10,7 @@ tokenizers and through any API; top-k logprobs are an option (`teacher.sampling.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 
@@ -18,13 +19,12 @@ import numpy as np
 
 from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
+from distill_ray.recipes.answers import checked_text, show
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.parse import parse_answer
-from distill_ray.recipes.patterns import any_matches
 from distill_ray.recipes.template import TextTemplate, kind_of
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
 
-SHOWN_CHARS = 200  # of an answer, in a reject's detail
 MIN_TAIL = 1e-10  # probability left outside the top k at least: rounding can take their sum to 1
 
 
@@ -43,8 +43,9 @@ class ContextRecipe:
         for example in config.examples:
             self._few_shot.append({"role": "user", "content": example.query})
             self._few_shot.append({"role": "assistant", "content": example.answer})
-        context_column = {config.context.column} if config.context.column is not None else set()
-        self.columns = frozenset(self._query.columns | context_column)
+        self.columns = dict.fromkeys(self._query.columns, "recipe.query")
+        if config.context.column is not None:
+            self.columns.setdefault(config.context.column, "recipe.context.column")
 
     @property
     def fingerprint(self) -> str:
@@ -79,14 +80,22 @@ class ContextRecipe:
             messages = self.teacher_messages(row)
         except RowError as error:
             return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
-        teacher = engines["teacher"]
-        judged = [(sample, self._judged(sample)) for sample in await teacher.generate(messages)]
-        good = [(sample, text) for sample, text in judged if isinstance(text, str)]
-        if good:
-            return [self._example(row, sample, text, teacher.name) for sample, text in good]
-        first = next((problem for _, problem in judged if isinstance(problem, RowError)), None)
-        problem = first or RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
-        return Reject(row.row_id, "generate", RejectReason(problem.reason), problem.detail, row.columns)
+        teacher = engines.teacher
+        examples: list[Example] = []
+        problem = RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
+        for sample in reversed(await teacher.generate(messages)):
+            try:
+                text = self._good_text(sample)
+            except RowError as error:
+                problem = error
+                continue
+            if sample.topk_logprobs is not None and self.config.parse is None:
+                text = sample.text  # not stripped: the log-probabilities are of these very tokens
+            elif sample.topk_logprobs is not None:  # a part of the answer is another token sequence: scored anew
+                scored = await teacher.score(messages, text)
+                sample = dataclasses.replace(scored, sample_index=sample.sample_index, reasoning=sample.reasoning)
+            examples.insert(0, self._example(row, sample, text, teacher.name))
+        return examples or Reject(row.row_id, "generate", RejectReason(problem.reason), problem.detail, row.columns)
 
     def _context(self, row: Row) -> str:
         if self._fixed_context is not None:
@@ -101,31 +110,15 @@ class ContextRecipe:
             raise RowError(RejectReason.EMPTY_CONTEXT, f"column `{column}` (the context) is empty")
         return value
 
-    def _judged(self, sample: Completion) -> str | RowError:
-        try:
-            return self._judge(sample)
-        except RowError as error:
-            return error
-
-    def _judge(self, sample: Completion) -> str | RowError:
-        """The completion to learn, or why this sample is no good."""
-        text = sample.text.strip()
-        if sample.finish_reason == "length":
-            return RowError(RejectReason.CUT_OFF, f"cut off after {sample.completion_tokens} tokens: {_show(text)}")
-        if sample.finish_reason == "abort":
-            return RowError(RejectReason.ENGINE_ERROR, "the engine gave up on this request")
-        if sample.finish_reason == "content_filter":
-            return RowError(RejectReason.REFUSED, f"stopped by the engine's content filter: {_show(text)}")
-        # Models like to write a typographic apostrophe; the patterns have the plain one.
-        if any_matches(self.config.refusals, text.replace("\u2019", "'")):
-            return RowError(RejectReason.REFUSED, _show(text))
-        if not text:
-            return RowError(RejectReason.EMPTY_ANSWER, f"no text (finish reason: {sample.finish_reason})")
+    def _good_text(self, sample: Completion) -> str:
+        """The completion to learn. Raises RowError: why this sample is no good."""
+        text = checked_text(sample, self.config.refusals)
         if self.config.parse is None:
             return text
-        return parse_answer(text, self.config.parse) or RowError(
-            RejectReason.UNPARSABLE_ANSWER, f"recipe.parse finds nothing in: {_show(text)}"
-        )
+        found = parse_answer(text, self.config.parse)
+        if found is None:
+            raise RowError(RejectReason.UNPARSABLE_ANSWER, f"recipe.parse finds nothing in: {show(text)}")
+        return found
 
     def _example(self, row: Row, sample: Completion, completion: str, teacher: str) -> Example:
         example = Example(
@@ -139,8 +132,7 @@ class ContextRecipe:
             reasoning=sample.reasoning,
             reference=row.reference,
         )
-        # Text that was cut or stripped is no longer the teacher's token sequence.
-        if self.config.parse is None and completion == sample.text:
+        if completion == sample.text:
             example.completion_ids = sample.token_ids
             example.topk_ids = sample.topk_ids
             example.topk_logprobs = sample.topk_logprobs
@@ -180,8 +172,3 @@ def _tail_logprob(topk_logprobs: np.ndarray | None) -> np.ndarray | None:
         return None
     tail = 1.0 - np.exp(topk_logprobs.astype(np.float64)).sum(axis=1)
     return np.log(np.maximum(tail, MIN_TAIL)).astype(np.float32)
-
-
-def _show(text: str) -> str:
-    shown = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
-    return repr(shown)

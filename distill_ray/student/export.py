@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_ray.config.train import StudentConfig
-from distill_ray.models import ChatTokenizer, resolve_model
+from distill_ray.models import Prompts, resolve_model
 
 
 def gather_weights(module: nn.Module, *, keep: bool, trainable_only: bool) -> dict[str, Tensor]:
@@ -57,9 +57,9 @@ def save_model(model: Any, weights: dict[str, Tensor], folder: Path, *, base: st
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
-def save_tokenizer(tokenizer: ChatTokenizer, folder: Path) -> None:
+def save_tokenizer(prompts: Prompts, folder: Path) -> None:
     """Write the tokenizer with its chat template."""
-    tokenizer.tokenizer.save_pretrained(folder)
+    prompts.tokenizer.save_pretrained(folder)
 
 
 def merge_adapter(config: StudentConfig, adapter: Path, folder: Path) -> None:

@@ -20,14 +20,15 @@ called.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from distill_ray.student.losses import compute_loss
+from distill_ray.config.train import CrossEntropyConfig, LossConfig
+from distill_ray.student.losses import Targets, compute_loss
 from distill_ray.student.tokens import Tokens
 
 
@@ -39,15 +40,23 @@ class Batch:
     ids_BT: Tensor  # causal: prompt + completion; seq2seq: prompt
     mask_BT: Tensor
     predicts_BT: Tensor  # seq2seq: over the decoder's positions
-    targets_N: Tensor
-    coefficients_N: Tensor
+    targets: Targets
     decoder_ids_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved: dict[str, Any] = {n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
-        return Batch(**moved)
+        return dataclasses.replace(_moved(self, device), targets=_moved(self.targets, device))
+
+
+T = TypeVar("T", Batch, Targets)
+
+
+def _moved(tensors: T, device: torch.device) -> T:
+    values = {f.name: getattr(tensors, f.name) for f in dataclasses.fields(tensors)}
+    moved: dict[str, Any] = {
+        name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return dataclasses.replace(tensors, **moved)
 
 
 def collate(
@@ -74,17 +83,19 @@ def collate(
     completions = tokens.completion_tokens_E[examples]
     targets = [row[p:] for row, p in zip(ids, prompts, strict=True)]
     per_example = tokens.weights_E[examples] / np.maximum(1, task_tokens[tokens.tasks_E[examples]])
-    loss = {
-        "targets_N": torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64),
-        "coefficients_N": torch.from_numpy(np.repeat(per_example, completions).astype(np.float32)),
-    }
+    loss = Targets(
+        ids_N=torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64),
+        coefficients_N=torch.from_numpy(np.repeat(per_example, completions).astype(np.float32)),
+    )
+    if tokens.topk:
+        loss.topk_ids_NK, loss.topk_logprobs_NK = map(torch.from_numpy, tokens.soft_targets(examples))
     if decoder_start_id is None:
         ids_BT, mask_BT = _pad(ids, pad_id)
         begins = torch.from_numpy(prompts - 1)[:, None]
         ends = torch.from_numpy(prompts + completions - 1)[:, None]
         positions = torch.arange(ids_BT.shape[1])[None]
         predicts_BT = (positions >= begins) & (positions < ends) if targets else torch.zeros_like(mask_BT)
-        return Batch(ids_BT, mask_BT, predicts_BT, **loss)
+        return Batch(ids_BT, mask_BT, predicts_BT, loss)
     ids_BT, mask_BT = _pad([row[:p] for row, p in zip(ids, prompts, strict=True)], pad_id)
     start = torch.tensor([decoder_start_id])
     decoder_ids_BT, predicts_BT = _pad([torch.cat([start, t[:-1]]) for t in targets], pad_id)
@@ -92,8 +103,8 @@ def collate(
         ids_BT,
         mask_BT,
         predicts_BT if targets else torch.zeros_like(predicts_BT),
-        **loss,
-        decoder_ids_BT=decoder_ids_BT,
+        loss,
+        decoder_ids_BT,
     )
 
 
@@ -109,15 +120,15 @@ def _pad(rows: list[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
 class StudentModule(nn.Module):
     """A Hugging Face model (with or without adapters) whose forward gives the loss of a micro-batch."""
 
-    def __init__(self, model: Any, loss: str = "cross_entropy") -> None:
+    def __init__(self, model: Any, loss: LossConfig | None = None) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
+        self.loss = loss or CrossEntropyConfig()
         self.head_is_separable = head_is_separable(base_model(model))
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of a micro-batch, in nats; see `losses` for what it adds up to."""
-        return compute_loss(self.loss, self.logits(batch), batch.targets_N, batch.coefficients_N)
+        return compute_loss(self.loss, self.logits(batch), batch.targets)
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits that predict the completion tokens. [N, V]"""

@@ -53,7 +53,7 @@ def answer_losses(
         for examples in _batches(tokens.lengths_E, max_tokens_per_batch):
             batch = collate(tokens, examples, tokens.task_tokens(examples), pad_id=0, decoder_start_id=start_id)
             batch = batch.to(device)
-            losses_N = F.cross_entropy(module.logits(batch).float(), batch.targets_N, reduction="none").cpu()
+            losses_N = F.cross_entropy(module.logits(batch).float(), batch.targets.ids_N, reduction="none").cpu()
             sizes = tokens.completion_tokens_E[examples].tolist()
             losses_E[examples] = [part.mean().item() for part in losses_N.split(sizes)]
     return losses_E

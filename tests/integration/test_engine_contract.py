@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -296,6 +297,20 @@ def test_top_logprobs_are_sorted_natural_logs_of_width_k(subject: Subject, k: in
     if completion.topk_ids is not None and completion.token_ids is not None:
         assert completion.topk_ids.shape == logprobs.shape
         assert completion.topk_ids[:, 0].tolist() == list(completion.token_ids)  # greedy takes the best
+
+
+def test_scoring_an_answer_gives_what_was_captured_while_it_was_generated(subject: Subject) -> None:
+    if "score" not in subject.config.capabilities:
+        pytest.skip(f"{subject.config.type} has none")
+    [said] = subject.ask("hello", GREEDY.model_copy(update={"top_logprobs": 5}))
+    scored = subject.run(subject.engine.score(user("hello"), said.text, 5))
+    assert scored.token_ids is not None
+    assert said.token_ids is not None
+    shared = min(len(scored.token_ids), len(said.token_ids))  # an answer that was cut off has no end
+    assert scored.token_ids[:shared] == said.token_ids[:shared]
+    assert scored.topk_logprobs is not None
+    np.testing.assert_allclose(scored.topk_logprobs[:shared], said.topk_logprobs[:shared], atol=0.1)  # bf16
+    assert len(scored.topk_logprobs) == len(scored.token_ids)
 
 
 def test_top_logprobs_do_not_change_the_text(subject: Subject) -> None:

@@ -175,6 +175,18 @@ def test_the_next_command_can_be_pasted(
     )
 
 
+def test_init_writes_a_starter_and_never_over_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mine" / "config.yaml"
+    assert command(monkeypatch, "init", str(target), "--recipe", "step_by_step") == 0
+    assert "type: step_by_step" in target.read_text()
+    assert command(monkeypatch, "init", str(target)) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert command(monkeypatch, "init", str(tmp_path / "x.yaml"), "--recipe", "magic") == 2
+    assert "there are: context, " in capsys.readouterr().err
+
+
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"distill-ray {importlib.metadata.version('distill-ray')}\n"

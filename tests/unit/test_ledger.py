@@ -55,7 +55,8 @@ def ledgered(
 ) -> tuple[LedgeredEngine, list]:
     calls: list = []
     on_call = lambda replayed, completions: calls.append((replayed, len(completions)))  # noqa: E731
-    return LedgeredEngine("echo", engine, sampling, Ledger(folder, 0) if ledger is None else ledger, on_call), calls
+    ledger = Ledger(folder, 0) if ledger is None else ledger
+    return LedgeredEngine("echo", engine, sampling, ledger, engine.start, on_call), calls
 
 
 @pytest.fixture

@@ -311,6 +311,22 @@ def test_the_number_of_partitions_is_kept_when_the_data_grows(bench: Bench) -> N
     assert bench.plan(generate={"rows_per_partition": 10}).num_partitions == 4
 
 
+def test_a_subsample_is_part_of_a_larger_one_and_leaves_what_is_held_out_whole(bench: Bench) -> None:
+    bench.write("q.jsonl", MANY)
+
+    def queries(share: float) -> dict[str, set[str]]:
+        bench.plan(data={"subsample": share, "holdout": 0.2})
+        found: dict[str, set[str]] = {}
+        for row in bench.rows():
+            found.setdefault(row["split"], set()).add(row["query"])
+        return found
+
+    whole, half, tenth = queries(1.0), queries(0.5), queries(0.1)
+    assert tenth["train"] < half["train"] < whole["train"]
+    assert abs(len(half["train"]) / len(whole["train"]) - 0.5) < 0.15
+    assert tenth["test"] == half["test"] == whole["test"]
+
+
 def test_without_its_plan_the_files_still_say_the_number_of_partitions(bench: Bench) -> None:
     """Else rows would stand in two partitions, with examples in both."""
     bench.write("q.jsonl", texts(*map(str, range(80))))

@@ -12,7 +12,7 @@ import pytest
 
 from distill_ray.config import ContextRecipeConfig
 from distill_ray.errors import ConfigError, RowError
-from distill_ray.recipes import RECIPES, ContextRecipe, make_recipe
+from distill_ray.recipes import RECIPES, ContextRecipe, Engines, make_recipe
 from distill_ray.records import Completion, Example, Message, Reject, Row
 
 
@@ -25,9 +25,13 @@ class Scripted:
         self.answers = list(answers)
         self.asked: list[Message] = []
 
-    async def generate(self, messages: Sequence[Message]) -> list[Completion]:
+    async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
         self.asked = list(messages)
         return self.answers
+
+    async def score(self, messages: Sequence[Message], answer: str) -> Completion:
+        self.asked = list(messages)
+        return Completion(answer, "stop", 9, 0, **{**SOFT, "token_ids": [7, 2]})
 
 
 def answer(text: str, *, sample: int = 0, finish: str = "stop", **more: Any) -> Completion:
@@ -39,7 +43,7 @@ def recipe(**keys: Any) -> ContextRecipe:
 
 
 def distill(it: ContextRecipe, *answers: Completion, row: Row | None = None) -> list[Example] | Reject:
-    return asyncio.run(it.distill(row or ROW, {"teacher": Scripted(*answers)}))
+    return asyncio.run(it.distill(row or ROW, Engines(Scripted(*answers))))
 
 
 ROW = Row("r1", "test", "Bonjour", {"text": "Bonjour", "label": "fr"}, reference="fr")
@@ -48,7 +52,7 @@ ROW = Row("r1", "test", "Bonjour", {"text": "Bonjour", "label": "fr"}, reference
 def test_the_context_and_the_few_shot_turns_are_only_for_the_teacher() -> None:
     it = recipe(examples=[{"query": "Hola", "answer": "es"}], student_context="Short.")
     teacher = Scripted(answer("fr"))
-    examples = asyncio.run(it.distill(ROW, {"teacher": teacher}))
+    examples = asyncio.run(it.distill(ROW, Engines(teacher)))
     assert teacher.asked == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hola"},
@@ -136,11 +140,16 @@ def test_soft_targets_are_kept_where_the_text_is_the_teachers_own() -> None:
     np.testing.assert_allclose(np.exp(example.tail_logprob), [0.25, 0.0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("keys", "text"), [({}, " fr\n"), ({"parse": {"regex": r"(\w+)"}}, "fr")])
-def test_soft_targets_are_dropped_where_the_text_was_changed(keys: dict[str, Any], text: str) -> None:
-    [example] = distill(recipe(**keys), answer(text, **SOFT))
-    assert example.completion == "fr"
-    assert example.completion_ids is example.topk_ids is example.topk_logprobs is example.tail_logprob is None
+def test_a_text_with_soft_targets_is_learnt_as_it_was_said() -> None:
+    [example] = distill(recipe(), answer(" fr\n", **SOFT))
+    assert (example.completion, example.completion_ids) == (" fr\n", [5, 2])
+
+
+def test_what_parse_leaves_is_scored_anew_with_the_context_in_view() -> None:
+    it, teacher = recipe(parse={"after": "Answer:"}), Scripted(answer("Hm... Answer: fr", sample=1, **SOFT))
+    [example] = asyncio.run(it.distill(ROW, Engines(teacher)))
+    assert (example.completion, example.completion_ids, example.sample_index) == ("fr", [7, 2], 1)
+    assert teacher.asked == it.teacher_messages(ROW)
 
 
 def test_the_context_may_be_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -181,7 +190,7 @@ def test_an_empty_context_text_is_a_config_error() -> None:
 def test_a_context_column_gives_each_row_its_own_context() -> None:
     it = recipe(context={"column": "rules"})
     row = Row("r1", "train", "Bonjour", {"text": "Bonjour", "rules": "Rule 1."})
-    assert it.columns == {"text", "rules"}
+    assert it.columns.keys() == {"text", "rules"}
     assert it.teacher_messages(row)[0]["content"] == "Rule 1."
 
 

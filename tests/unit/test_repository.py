@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from distill_ray.cli import app
-from distill_ray.config import parse_config
+from distill_ray.config import RunConfig, parse_config
 from distill_ray.config.reference import reference
+from distill_ray.config.run import _known_keys
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,3 +123,40 @@ def test_every_job_is_a_command_and_says_how_to_submit_it() -> None:
         text = job.read_text()
         assert job.stem in names
         assert f"python jobs/{job.name} CONFIG --run-dir" in text
+
+
+ORIGINAL_FLAGS = [
+    "from_pretrained",
+    "dataset",
+    "subsample",
+    "alpha",
+    "max_steps",
+    "eval_steps",
+    "batch_size",
+    "optimizer_name",
+    "lr",
+    "run",
+    "label_type",
+    "llm",
+    "max_input_length",
+    "grad_steps",
+    "gen_max_len",
+    "parallelize",
+    "model_type",
+    "bf16",
+    "output_rationale",
+]
+
+
+def test_the_table_of_the_original_commands_flags_names_keys_that_exist() -> None:
+    """Of Distilling Step-by-Step; every flag has a line, and every key in it is one of ours."""
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `--(\w+)` \| (.+) \|$", page, flags=re.MULTILINE))
+    assert list(table) == ORIGINAL_FLAGS
+    schema = RunConfig.model_json_schema()
+    sections = {"recipe", "data", "teacher", "student", "train", "evaluate"}
+    keys = [key for cell in table.values() for key in re.findall(r"`([\w.]+)`", cell) if key.split(".")[0] in sections]
+    assert len(keys) >= len(table) - 1  # all but the optimizer
+    for key in keys:
+        *parents, leaf = key.split(".")
+        assert leaf in _known_keys(schema, parents), key

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill_ray.config.train import LoraConfig
+from distill_ray.config.train import CrossEntropyConfig, LoraConfig, TopkKlConfig
 from distill_ray.student.batches import split_step
 from distill_ray.student.load import add_adapters
-from distill_ray.student.losses import compute_loss, weighted_cross_entropy
+from distill_ray.student.losses import Targets, compute_loss, weighted_cross_entropy
 from distill_ray.student.module import StudentModule, collate
 from distill_ray.student.tokens import TokenizedExample, Tokens, TokenWriter
 
@@ -67,15 +67,15 @@ def labels_loss(model: Any, tokens: Tokens, examples: list[int]) -> float:
 
 def test_cross_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
-    loss = weighted_cross_entropy(logits, torch.tensor([0, 2]), torch.tensor([2.0, 0.5]))
+    loss = weighted_cross_entropy(logits, Targets(torch.tensor([0, 2]), torch.tensor([2.0, 0.5])))
     assert loss.item() == pytest.approx(-2.0 * math.log(0.5) - 0.5 * math.log(0.1))
 
 
-def test_the_dispatcher_knows_cross_entropy_and_nothing_else() -> None:
-    inputs = (torch.zeros(1, 2), torch.tensor([0]), torch.ones(1))
-    assert float(compute_loss("cross_entropy", *inputs)) == pytest.approx(math.log(2))
-    with pytest.raises(KeyError):
-        compute_loss("hinge", *inputs)
+def test_the_dispatcher_goes_by_the_config() -> None:
+    targets = Targets(torch.tensor([0]), torch.ones(1), torch.tensor([[0]]), torch.tensor([[0.0]]))
+    logits = torch.zeros(1, 2)
+    assert float(compute_loss(CrossEntropyConfig(), logits, targets)) == pytest.approx(math.log(2))
+    assert float(compute_loss(TopkKlConfig(), logits, targets)) == pytest.approx(math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3, tied", "gemma2, soft-capped", "granite, scaled", "gpt2"])

@@ -43,8 +43,8 @@ def test_a_causal_batch_predicts_each_completion_token_from_the_position_before(
     batch = collate(tokens, examples, tokens.task_tokens(examples), pad_id=0)
     assert batch.ids_BT.tolist() == [[5, 6, 7, 0], [5, 8, 9, 0], [5, 6, 7, 8]]
     assert batch.predicts_BT.int().tolist() == [[0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
-    assert batch.targets_N.tolist() == [7, 8, 9, 8]
-    assert batch.coefficients_N.tolist() == [0.5, 0.25, 0.25, 1.0]  # weight / tokens of the task in the step
+    assert batch.targets.ids_N.tolist() == [7, 8, 9, 8]
+    assert batch.targets.coefficients_N.tolist() == [0.5, 0.25, 0.25, 1.0]  # weight / tokens of the task in the step
 
 
 def test_a_seq2seq_batch_keeps_prompt_and_completion_apart(tokens: Tokens) -> None:
@@ -55,4 +55,4 @@ def test_a_seq2seq_batch_keeps_prompt_and_completion_apart(tokens: Tokens) -> No
     assert batch.decoder_ids_BT is not None
     assert batch.decoder_ids_BT.tolist() == [[3, 0], [3, 8]]
     assert batch.predicts_BT.int().tolist() == [[1, 0], [1, 1]]
-    assert batch.targets_N.tolist() == [7, 8, 9]
+    assert batch.targets.ids_N.tolist() == [7, 8, 9]

@@ -27,12 +27,12 @@ from distill_ray.config import RunConfig
 from distill_ray.config.data import Source
 from distill_ray.errors import ConfigError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.planning.alongside import alongside_files, with_alongside
 from distill_ray.pipeline.planning.planner import Planner
 from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
 from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
 from distill_ray.recipes.base import Recipe
-from distill_ray.recipes.template import columns_of
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 
 MIN_PARTITIONS = 4
@@ -138,7 +138,10 @@ def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
 def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | None) -> Iterator[SourceRow]:
     """The rows of a source, after a look at the first ones for the columns that the config names."""
     files = (read_rows(file, config.data.encoding) for file in source.files)
-    rows = itertools.islice(itertools.chain.from_iterable(files), limit)
+    rows = itertools.chain.from_iterable(files)
+    if source.held_out is None and config.data.alongside:
+        rows = with_alongside(rows, config.data, is_whole=limit is None)
+    rows = itertools.islice(rows, limit)
     head = list(itertools.islice(rows, HEAD_ROWS))
     if not head:
         raise NoReadableRow(f"{source.key}: {source.files[0].url} has no rows; give a file with at least one")
@@ -153,10 +156,7 @@ def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | No
 
 def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[str, str]:
     """Columns that must be there -> the config key that says so."""
-    in_query = columns_of(config.recipe.query)
-    needed = {
-        column: "recipe.query" if column in in_query else "recipe.context.column" for column in sorted(recipe.columns)
-    }
+    needed = dict(sorted(recipe.columns.items()))
     if config.data.id is not None:
         needed.setdefault(config.data.id, "data.id")
     is_tested = source.held_out == "test" or (source.held_out is None and config.data.test is None)
@@ -175,7 +175,9 @@ def _num_partitions(config: RunConfig, sources: list[_Source]) -> int:
 
 def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limit: int | None) -> str:
     """Hash of all that decides what `rows/` holds."""
-    files = [[s.key, f.url, f.label, f.format, f.size, f.version] for s in sources for f in s.files]
+    named = [(s.key, file) for s in sources for file in s.files]
+    named += [(key, file) for key, files in alongside_files(config.data).items() for file in files]
+    files = [[key, f.url, f.label, f.format, f.size, f.version] for key, f in named]
     state = {
         "schema": SCHEMA_VERSION,
         "files": files,

@@ -62,9 +62,13 @@ class Planner:
                 self._refuse_repeats(key, row.label, held_out)
         except RowError as error:
             problem = problem or error
+        split = held_out or (self._split(key) if key else "train")
+        if split == "train" and _hash64(key, "subsample") / 2**64 >= self.data.subsample:
+            self.num_rows -= 1  # no row of this run
+            return
         record = {
             "row_id": row_id,
-            "split": held_out or (self._split(key) if key else "train"),
+            "split": split,
             "query": query,
             "columns": row.json,
             "reference": reference_of(row.columns, self.reference),

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from distill_ray.errors import DataError, NoReadableRow
 from distill_ray.pipeline.planning.sources import SourceFile
-from distill_ray.pipeline.planning.textfile import array_elements, chunks, lines
+from distill_ray.pipeline.planning.textfile import array_elements, lines, objects
 from distill_ray.recipes.template import kind_of
 from distill_ray.records import to_json
 
@@ -114,12 +114,13 @@ def _read_jsonl(file: SourceFile, encoding: str) -> Iterator[Item]:
 
 
 def _read_json(file: SourceFile, encoding: str) -> Iterator[Item]:
-    """A JSON array, element by element; or a file of JSON lines that is called .json."""
-    first = next((text.lstrip()[:1] for text in chunks(file, encoding) if text.strip()), "")
-    if first != "[":
+    """A JSON array, objects one after the other, or a file of JSON lines that is called .json."""
+    first_line = next((line.strip() for line in lines(file, encoding) if line.strip()), "")
+    if first_line != "{" and not first_line.startswith("["):
         yield from _read_jsonl(file, encoding)
         return
-    for number, value in enumerate(array_elements(file, encoding), start=1):
+    elements = array_elements if first_line.startswith("[") else objects
+    for number, value in enumerate(elements(file, encoding), start=1):
         if isinstance(value, dict):
             yield number, value, None
         else:

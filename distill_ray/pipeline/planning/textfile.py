@@ -95,6 +95,25 @@ def array_elements(file: SourceFile, encoding: str) -> Iterator[Any]:
         raise broken(f"{cursor.peek()} behind the closing ]")
 
 
+def objects(file: SourceFile, encoding: str) -> Iterator[Any]:
+    """JSON values one after the other, pretty-printed or not, with nothing but white space between them.
+
+    Raises:
+        DataError: broken JSON. What follows cannot be told apart any more, so it is the file that is bad.
+    """
+    cursor = _Cursor(chunks(file, encoding))
+    num_done = 0
+    while cursor.peek():
+        try:
+            value = cursor.value()
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{file.url}: broken JSON after object {num_done} ({error}); mend it, or write one object per line"
+            ) from error
+        yield value
+        num_done += 1
+
+
 class _Cursor:
     """A position in JSON text that arrives in pieces."""
 

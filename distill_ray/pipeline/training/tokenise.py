@@ -3,7 +3,7 @@
     examples/*.parquet -> tasks on the cluster, a few partitions in flight ->
     train/tokens-<hash>/{train,validation}/
 
-The hash covers the examples, the tokenizer and the longest length allowed, so a repeated run finds its tokens
+The hash covers the examples, the tokenizer and the limits, so a repeated run finds its tokens
 there. An example that is too long is a counted reject (`train/rejects.parquet`), never cut: a student that is
 trained on cut answers learns to stop in the middle.
 """
@@ -22,16 +22,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from distill_ray.config.train import StudentConfig
-from distill_ray.models import ChatTokenizer
+from distill_ray.models import Prompts, prompts_of
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Reject, RejectReason, rejects_table, to_json
 from distill_ray.student.tokens import TokenizedExample, TokenWriter
 
 SPLITS = ("train", "validation")
 COLUMNS = ["example_id", "row_id", "split", "task", "messages", "completion", "weight"]
+SOFT_COLUMNS = ["completion_ids", "topk_ids", "topk_logprobs"]
 MAX_IN_FLIGHT = 16
 INLINE_BYTES = 2_000_000  # up to here starting processes takes longer than the work
 
@@ -46,23 +48,31 @@ class TokenizedRun:
     num_rejects: int
 
 
-def tokenise(student: StudentConfig, folder: RunFolder, *, longest: int) -> TokenizedRun:
+@dataclasses.dataclass(slots=True, frozen=True)
+class Limits:
+    """What an example has to keep to."""
+
+    longest: int  # tokens of prompt + completion
+    topk: int  # width of its soft targets; 0: not trained on them
+
+
+def tokenise(student: StudentConfig, folder: RunFolder, limits: Limits) -> TokenizedRun:
     """Write the tokens of a run's examples, or find them written.
 
     Args:
         student: whose tokenizer.
         folder: of the run.
-        longest: tokens of prompt + completion; longer examples are rejects.
+        limits: examples that do not keep to them are rejects.
     """
     files = folder.list("examples", suffix=".parquet")
-    name = f"tokens-{_fingerprint(student, folder, files, longest)[:12]}"
+    name = f"tokens-{_fingerprint(student, folder, files, limits)[:12]}"
     if folder.exists("train", name, "summary.json"):
         return TokenizedRun(**folder.read_json("train", name, "summary.json"))
     for old in folder.list("train"):
         if old.startswith("tokens-"):
             folder.delete("train", old)
     with tempfile.TemporaryDirectory(dir=scratch_parent(folder)) as scratch:
-        run = _write(student, folder, files, longest, Path(scratch), name)
+        run = _write(student, folder, files, limits, Path(scratch), name)
         _publish(Path(scratch), folder, name)
     folder.write_json(dataclasses.asdict(run), "train", name, "summary.json")  # last: marks the folder as whole
     return run
@@ -84,12 +94,15 @@ def local_tokens(folder: RunFolder, name: str) -> Path:
 
 
 def _write(
-    student: StudentConfig, folder: RunFolder, files: list[str], longest: int, scratch: Path, name: str
+    student: StudentConfig, folder: RunFolder, files: list[str], limits: Limits, scratch: Path, name: str
 ) -> TokenizedRun:
     rejects: list[Reject] = []
-    with TokenWriter(scratch / "train") as train, TokenWriter(scratch / "validation") as validation:
+    with (
+        TokenWriter(scratch / "train", topk=limits.topk) as train,
+        TokenWriter(scratch / "validation", topk=limits.topk) as validation,
+    ):
         writers = {"train": train, "validation": validation}
-        for examples, too_long in _tokenised(student, folder, files, longest):
+        for examples, too_long in _tokenised(student, folder, files, limits):
             for split, writer in writers.items():
                 writer.write(examples[split])
             rejects += too_long
@@ -105,67 +118,103 @@ def _write(
 Tokenised = tuple[dict[str, list[TokenizedExample]], list[Reject]]
 
 
-def _tokenised(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> Iterator[Tokenised]:
+def _tokenised(student: StudentConfig, folder: RunFolder, files: list[str], limits: Limits) -> Iterator[Tokenised]:
     """Tokenised partitions, in order: on the cluster, or here where there is little to do."""
     if sum(folder.fs.size(folder.path("examples", file)) for file in files) <= INLINE_BYTES:
-        yield from (tokenise_partition(student, folder, file, longest) for file in files)
+        yield from (tokenise_partition(student, folder, file, limits) for file in files)
         return
     task = ray.remote(tokenise_partition)
     in_flight: deque[Any] = deque()
     for file in files:
-        in_flight.append(task.remote(student, folder, file, longest))
+        in_flight.append(task.remote(student, folder, file, limits))
         if len(in_flight) == MAX_IN_FLIGHT:
             yield ray.get(in_flight.popleft())
     while in_flight:
         yield ray.get(in_flight.popleft())
 
 
-def tokenise_partition(student: StudentConfig, folder: RunFolder, file: str, longest: int) -> Tokenised:
+def tokenise_partition(student: StudentConfig, folder: RunFolder, file: str, limits: Limits) -> Tokenised:
     """Tokenise one file of examples: the usable ones by split, and the rejects."""
-    tokenizer = _cached_tokenizer(student.model_dump_json())
+    prompts = _cached_prompts(student.model_dump_json())
     examples: dict[str, list[TokenizedExample]] = {split: [] for split in SPLITS}
     rejects: list[Reject] = []
-    table = folder.read_table("examples", file, columns=COLUMNS)
+    table = folder.read_table("examples", file, columns=COLUMNS + (SOFT_COLUMNS if limits.topk else []))
     for record in table.sort_by([("row_id", "ascending"), ("example_id", "ascending")]).to_pylist():
         if record["split"] not in examples:
             continue
-        example = TokenizedExample(
-            example_id=record["example_id"],
-            row_id=record["row_id"],
-            task=record["task"],
-            weight=record["weight"],
-            prompt_ids=tokenizer.prompt_ids(record["messages"]),
-            completion_ids=tokenizer.completion_ids(record["completion"]),
-        )
-        num_tokens = len(example.prompt_ids) + len(example.completion_ids)
-        if num_tokens <= longest:
+        example = _example(record, prompts, limits)
+        if isinstance(example, TokenizedExample):
             examples[record["split"]].append(example)
-            continue
-        detail = f"{num_tokens} tokens, train.max_length is {longest}"
-        rejects.append(Reject(record["row_id"], "train", RejectReason.TOO_LONG_TO_TRAIN, detail, record))
+        else:
+            reason, detail = example
+            kept = {name: record[name] for name in COLUMNS}
+            rejects.append(Reject(record["row_id"], "train", reason, detail, kept))
     return examples, rejects
 
 
+def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> TokenizedExample | tuple[RejectReason, str]:
+    """The tokens of one example, or why it cannot be trained on."""
+    example = TokenizedExample(
+        example_id=record["example_id"],
+        row_id=record["row_id"],
+        task=record["task"],
+        weight=record["weight"],
+        prompt_ids=prompts.prompt_ids(record["messages"]),
+        completion_ids=prompts.completion_ids(record["completion"]),
+    )
+    if limits.topk:
+        if not record["topk_ids"] or not record["completion_ids"]:
+            return RejectReason.NO_SOFT_TARGETS, "the teacher's log-probabilities are missing"
+        # The teacher's own tokens: the same text can be spelt in others, and its targets belong to these.
+        example.completion_ids = record["completion_ids"]
+        example.topk_ids = np.asarray(record["topk_ids"], dtype=np.int32)[:, : limits.topk]
+        example.topk_logprobs = np.asarray(record["topk_logprobs"], dtype=np.float32)[:, : limits.topk]
+        if example.completion_ids[-1] != prompts.end_id:
+            _append_end(example, prompts.end_id)
+        if example.topk_ids.shape != (len(example.completion_ids), limits.topk):
+            return RejectReason.NO_SOFT_TARGETS, f"{example.topk_ids.shape[1]} per token, {limits.topk} are asked for"
+    num_tokens = len(example.prompt_ids) + len(example.completion_ids)
+    if num_tokens > limits.longest:
+        return RejectReason.TOO_LONG_TO_TRAIN, f"{num_tokens} tokens, train.max_length is {limits.longest}"
+    return example
+
+
 @functools.lru_cache(maxsize=1)
-def _cached_tokenizer(student_json: str) -> ChatTokenizer:
-    return ChatTokenizer.of(StudentConfig.model_validate_json(student_json), key="student.model")
+def _cached_prompts(student_json: str) -> Prompts:
+    return prompts_of(StudentConfig.model_validate_json(student_json), key="student.model")
 
 
-def _fingerprint(student: StudentConfig, folder: RunFolder, files: list[str], longest: int) -> str:
-    digest = hashlib.sha256(f"1 {longest}".encode())  # the number is the version of what is written
+def _append_end(example: TokenizedExample, end_id: int) -> None:
+    """The end of an answer that a stop string ended: a token that the teacher did not say, so it is certain."""
+    assert example.topk_ids is not None
+    assert example.topk_logprobs is not None
+    width = example.topk_ids.shape[1]
+    certain = np.full((1, width), -np.inf, dtype=np.float32)
+    certain[0, 0] = 0.0
+    example.completion_ids = [*example.completion_ids, end_id]
+    example.topk_ids = np.concatenate([example.topk_ids, np.full((1, width), end_id, dtype=np.int32)])
+    example.topk_logprobs = np.concatenate([example.topk_logprobs, certain])
+
+
+def _fingerprint(student: StudentConfig, folder: RunFolder, files: list[str], limits: Limits) -> str:
+    digest = hashlib.sha256(
+        f"2 {limits.longest} {limits.topk}".encode()
+    )  # the number is the version of what is written
     for file in files:
         digest.update(hashlib.sha256(folder.read_bytes("examples", file)).digest())
-    tokenizer = _cached_tokenizer(student.model_dump_json())
-    digest.update(tokenizer_identity(tokenizer, student).encode())
+    prompts = _cached_prompts(student.model_dump_json())
+    digest.update(tokenizer_identity(prompts, student).encode())
     return digest.hexdigest()
 
 
-def tokenizer_identity(tokenizer: ChatTokenizer, student: StudentConfig) -> str:
+def tokenizer_identity(prompts: Prompts, student: StudentConfig) -> str:
     """Everything that decides which ids a text becomes, as text."""
-    inner = tokenizer.tokenizer
+    inner = prompts.tokenizer
     backend = getattr(inner, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(inner.get_vocab(), sort_keys=True)
-    return "\n".join([vocabulary, inner.chat_template, to_json(student.chat_template_kwargs), str(tokenizer.end_id)])
+    return "\n".join(
+        [vocabulary, inner.chat_template or "", to_json(student.chat_template_kwargs), str(prompts.end_id)]
+    )
 
 
 def scratch_parent(folder: RunFolder) -> Path | None:

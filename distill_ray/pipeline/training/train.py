@@ -28,13 +28,13 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distill_ray.config.run import RunConfig
-from distill_ray.config.train import StudentConfig, TrainConfig
+from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
-from distill_ray.models import ChatTokenizer, model_identity
+from distill_ray.models import model_identity, prompts_of
 from distill_ray.pipeline.cluster import connected, default_gpus, require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
-from distill_ray.pipeline.training.tokenise import TokenizedRun, scratch_parent, tokenise
+from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, scratch_parent, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
 from distill_ray.records import to_json
@@ -61,7 +61,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     with connected(), Progress("train", unit="steps") as progress:
         if not folder.manifest().get("generation_complete", True):
             say("train: generation was stopped before its end; training on the examples there are")
-        tokens = tokenise(config.student, folder, longest=_longest(config))
+        tokens = tokenise(config.student, folder, _limits(config))
         _require_examples(config, tokens)
         fingerprint = run_fingerprint(config, tokens)
         figures = _finished(folder, fingerprint)
@@ -115,7 +115,7 @@ def require_current_student(config: RunConfig, folder: RunFolder) -> None:
     Raises:
         TrainingError: `student/` is not what this config and these examples give.
     """
-    tokens = tokenise(config.student, folder, longest=_longest(config))
+    tokens = tokenise(config.student, folder, _limits(config))
     if _finished(folder, run_fingerprint(config, tokens)) is None:
         raise TrainingError(
             f"{folder.root}: student/ was not trained with this config on these examples, so its held-out rows may not "
@@ -123,9 +123,12 @@ def require_current_student(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
-def _longest(config: RunConfig) -> int:
+def _limits(config: RunConfig) -> Limits:
     positions = max_positions(load_model_config(config.student))
-    return min(config.train.longest_example, positions or config.train.longest_example)
+    return Limits(
+        longest=min(config.train.longest_example, positions or config.train.longest_example),
+        topk=config.teacher.sampling.top_logprobs if isinstance(config.train.loss, TopkKlConfig) else 0,
+    )
 
 
 def _require_all_examples(folder: RunFolder) -> None:
@@ -146,7 +149,7 @@ def _require_examples(config: RunConfig, tokens: TokenizedRun) -> None:
         return
     if tokens.num_rejects:
         raise TrainingError(
-            f"nothing to train on: all {tokens.num_rejects} examples are longer than {_longest(config)} tokens; "
+            f"nothing to train on: all {tokens.num_rejects} examples are longer than {_limits(config).longest} tokens; "
             "raise train.max_length (see train/rejects.parquet)"
         )
     raise TrainingError(
@@ -206,7 +209,7 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
     use_gpu = training_resources(config)
-    tokenizer = ChatTokenizer.of(config.student, key="student.model").tokenizer
+    tokenizer = prompts_of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
             student=config.student,
@@ -301,7 +304,7 @@ def _export(student: StudentConfig, folder: RunFolder, checkpoint: ray.train.Che
             shutil.copytree(model, built / "adapter")
         else:
             shutil.copytree(model, built)
-        save_tokenizer(ChatTokenizer.of(student, key="student.model"), built)
+        save_tokenizer(prompts_of(student, key="student.model"), built)
         folder.delete("student")
         if folder.is_local:
             built.rename(folder.local("student"))

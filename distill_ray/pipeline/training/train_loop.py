@@ -81,7 +81,7 @@ class Worker:
         self.use_bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and task.use_gpu)
         model = _together(self._load)
         self.decoder_start_id = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
-        self.engine = self._engine(StudentModule(model))
+        self.engine = self._engine(StudentModule(model, self.config.loss))
         self.tokens_seen = 0  # of all attempts
         self.step_began = 0.0
 

@@ -1,0 +1,233 @@
+"""Who helps the teacher: reward models on actors of their own, and a judge that is another model.
+
+A worker's rows ask one by one; `BatchedScorer` sends what came together as one batch, to the actors in turn. A judge
+with an engine of its own lives in one actor for all workers; each worker asks it through its own partition's ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.config.engine import EngineConfig
+from distill_ray.config.reward import JudgeRewardConfig, LengthRewardConfig, RegexRewardConfig, RewardConfig
+from distill_ray.engines import make_engine
+from distill_ray.engines.base import Engine
+from distill_ray.errors import DistillError, EngineUnavailable
+from distill_ray.pipeline.cluster import own_error, redirect_output
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.recipes.base import Answerer
+from distill_ray.records import Answered, Completion, Message
+from distill_ray.rewards import make_reward
+from distill_ray.rewards.judge import JudgeReward
+
+COLLECT_S = 0.01  # how long the first answer of a batch waits for others
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """Handles of the actors, made by the driver and given to every worker."""
+
+    rewards: list[Any] = field(default_factory=list)
+    judge: Any = None
+
+
+def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
+    """Start what the recipe's reward needs, and wait until it is loaded.
+
+    Raises:
+        ConfigError: a model or a label that does not exist.
+    """
+    reward = getattr(config.recipe, "reward", None)
+    if reward is None or isinstance(reward, RegexRewardConfig | LengthRewardConfig):
+        return Helpers()
+    if isinstance(reward, JudgeRewardConfig):
+        if reward.engine is None:
+            return Helpers()
+        options = {"num_cpus": reward.engine.cpus, "num_gpus": reward.engine.num_gpus, "max_concurrency": 2048}
+        judge: Any = ray.remote(EngineActor).options(**options).remote(reward.engine, folder)
+        _answered(judge.start.remote())
+        return Helpers(judge=judge)
+    actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus)
+    actors: list[Any] = [actor.remote(reward, folder) for _ in range(reward.replicas)]
+    for handle in actors:
+        _answered(handle.ready.remote())
+    return Helpers(rewards=actors)
+
+
+def _answered(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise own_error(error) or DistillError(f"a reward actor failed inside Ray: {error}") from None
+
+
+class RewardActor:
+    """Actor: one reward model."""
+
+    def __init__(self, config: RewardConfig, folder: RunFolder) -> None:
+        redirect_output(folder, f"reward-{os.getpid()}")
+        self._config, self._reward = config, None
+
+    def ready(self) -> None:
+        """Load the model: here, so that its error reaches whoever asks."""
+        self._reward = self._reward or make_reward(self._config)
+
+    def score(self, batch: list[Answered]) -> list[float]:
+        """One number per answer."""
+        self.ready()
+        assert self._reward is not None
+        return self._reward.score(batch)
+
+
+class EngineActor:
+    """Actor: one engine for all workers."""
+
+    def __init__(self, config: EngineConfig, folder: RunFolder) -> None:
+        redirect_output(folder, f"judge-{os.getpid()}")
+        self._engine = make_engine(config)
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the engine, once, whoever asks first."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._engine.start())
+        await asyncio.shield(self._starting)
+
+    async def generate(self, messages: list[Message], sampling: SamplingConfig, first_sample: int) -> list[Completion]:
+        """See `Engine.generate`."""
+        await self.start()
+        return await self._engine.generate(messages, sampling, first_sample=first_sample)
+
+
+class RemoteEngine(Engine):
+    """An engine in an actor, seen from a worker."""
+
+    def __init__(self, config: EngineConfig, actor: Any) -> None:
+        self.identity = make_engine(config).identity
+        self._actor = actor
+
+    async def start(self) -> None:
+        """Wait until it is up."""
+        await self._ask(self._actor.start.remote())
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
+    ) -> list[Completion]:
+        """See `Engine.generate`."""
+        return await self._ask(self._actor.generate.remote(list(messages), sampling, first_sample))
+
+    async def close(self) -> None:
+        """The actor ends with the driver's handle."""
+
+    async def _ask(self, reference: Any) -> Any:
+        try:
+            return await reference
+        except ray.exceptions.RayActorError as error:
+            raise EngineUnavailable(f"the judge's process died ({type(error).__name__}); see logs/") from error
+        except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
+            raise own_error(error) or error from None
+
+
+class BatchedScorer:
+    """A reward function behind `recipes.base.Scorer`: what many rows ask at about the same time is one batch.
+
+    Args:
+        score_batch: the reward.
+        batch_size: answers per batch at most.
+    """
+
+    def __init__(self, score_batch: Callable[[list[Answered]], Awaitable[list[float]]], batch_size: int) -> None:
+        self._score_batch, self._batch_size = score_batch, batch_size
+        self._waiting: list[tuple[Answered, asyncio.Future[float]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def score(self, item: Answered) -> float:
+        """The reward of one answer."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[float] = loop.create_future()
+        self._waiting.append((item, future))
+        if len(self._waiting) >= self._batch_size:
+            self._send()
+        elif self._timer is None:
+            self._timer = loop.call_later(COLLECT_S, self._send)
+        return await future
+
+    async def score_pair(self, before: Answered, after: Answered) -> tuple[float, float]:
+        """The rewards of two answers, each by itself."""
+        return await asyncio.gather(self.score(before), self.score(after))
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._waiting = self._waiting, []
+        if batch:
+            task = asyncio.ensure_future(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: list[tuple[Answered, asyncio.Future[float]]]) -> None:
+        try:
+            scores = await self._score_batch([item for item, _ in batch])
+        except Exception as error:  # each row gets it
+            ours = own_error(error) or DistillError(f"the reward failed: {error}")
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(ours)
+            return
+        for (_, future), score in zip(batch, scores, strict=True):
+            if not future.done():
+                future.set_result(score)
+
+
+class JudgeScorer:
+    """A judge behind `recipes.base.Scorer`."""
+
+    def __init__(self, config: JudgeRewardConfig, judge: Answerer) -> None:
+        self._compares = config.mode == "comparison"
+        self._reward, self._judge = JudgeReward(config), judge
+
+    async def score(self, item: Answered) -> float:
+        """The judge's rating."""
+        return await self._reward.rate(item, self._judge)
+
+    async def score_pair(self, before: Answered, after: Answered) -> tuple[float, float]:
+        """Ratings of both, or their shares of a comparison."""
+        if self._compares:
+            return await self._reward.compare(before, after, self._judge)
+        return await asyncio.gather(self.score(before), self.score(after))
+
+
+def judge_scorer(
+    config: JudgeRewardConfig, helpers: Helpers, as_judge: Callable[[Engine | None, SamplingConfig], Answerer]
+) -> JudgeScorer:
+    """The scorer of a judge. `as_judge` puts an engine (None: the teacher's) behind the caller's ledger."""
+    engine = RemoteEngine(config.engine, helpers.judge) if config.engine is not None else None
+    return JudgeScorer(config, as_judge(engine, SamplingConfig(temperature=0.0, max_tokens=config.max_tokens)))
+
+
+def batched_scorer(config: RewardConfig, helpers: Helpers) -> BatchedScorer:
+    """The scorer of any reward but a judge: on the actors in turn, or here where no model is needed."""
+    if helpers.rewards:
+        turn = itertools.cycle(helpers.rewards)
+
+        async def on_actor(batch: list[Answered]) -> list[float]:
+            return await next(turn).score.remote(batch)
+
+        return BatchedScorer(on_actor, getattr(config, "batch_size", 32))
+    reward = make_reward(config)
+
+    async def here(batch: list[Answered]) -> list[float]:
+        return await asyncio.to_thread(reward.score, batch)
+
+    return BatchedScorer(here, 256)

@@ -1,0 +1,250 @@
+"""Distilled Self-Critique: draft, critique, revise; keep what a reward likes better; learn it directly.
+
+    user: query            -> draft
+    user: critique request -> critique          one conversation, so the engine's prefix cache is warm
+    user: revision request -> revision
+    reward(draft), reward(revision) -> accepted or not          `rounds` times; a round proposes, acceptance decides
+    student sees [user: query] and learns the accepted revision
+
+Paper: Distilled Self-Critique of LLMs with Synthetic Data, arXiv 2312.01957: revising is a step of a Markov chain whose
+proposals the model makes, and the reward's filter is its acceptance step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill_ray.config import AcceptConfig, SelfCritiqueRecipeConfig
+from distill_ray.errors import RowError
+from distill_ray.recipes.answers import checked_text
+from distill_ray.recipes.base import Engines
+from distill_ray.recipes.template import TextTemplate, kind_of
+from distill_ray.records import Answered, Completion, Example, Message, Reject, RejectReason, Row
+
+
+@dataclass(slots=True)
+class Chain:
+    """What came of one draft. `current` is the draft until a revision is accepted."""
+
+    draft: str
+    current: str
+    last: str  # the last revision that was proposed, accepted or not
+    reward_draft: float = math.nan
+    reward_current: float = math.nan
+    reward_last: float = math.nan
+    num_accepted: int = 0
+    sample: Completion | None = None
+
+
+def accepts(config: AcceptConfig, before: float, after: float, draw: float) -> bool:
+    """Whether a proposal with reward `after` takes the place of a text with reward `before`.
+
+    Args:
+        config: `recipe.accept`.
+        before: reward of the text as it is.
+        after: reward of the proposal.
+        draw: uniform in [0, 1); for `metropolis`.
+    """
+    match config.type:
+        case "always":
+            return True
+        case "improve":
+            return after > before
+        case "threshold":
+            return after >= config.threshold
+        case "metropolis":
+            return after >= before or draw < math.exp((after - before) / config.temperature)
+
+
+class SelfCritiqueRecipe:
+    """One chain per sample of the draft; an example per chain of which a revision was accepted.
+
+    A row of the `test` split is always an example, its last revision accepted or not: nothing is learnt from it, and
+    leaving out those that were not accepted would make the evaluation look better than it is.
+
+    Raises:
+        ConfigError: a template does not compile.
+    """
+
+    def __init__(self, config: SelfCritiqueRecipeConfig) -> None:
+        self.config = config
+        self._query = TextTemplate(config.query, key="recipe.query")
+        self._critique = TextTemplate(config.critique_request, key="recipe.critique_request")
+        self._revise = TextTemplate(config.revision_request, key="recipe.revision_request")
+        self._before: list[Message] = []
+        if config.instruction is not None:
+            self._before.append({"role": "system", "content": config.instruction})
+        self.columns = dict.fromkeys(self._query.columns, "recipe.query")
+        if config.chains is not None:
+            for name, column in config.chains.model_dump(exclude_none=True).items():
+                self.columns.setdefault(column, f"recipe.chains.{name}")
+            return
+        for template in (self._critique, self._revise):
+            for column in template.columns - {"query"}:
+                self.columns.setdefault(column, template.key)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the config."""
+        return hashlib.blake2b(self.config.model_dump_json().encode(), digest_size=16).hexdigest()
+
+    def query(self, columns: Mapping[str, object]) -> str:
+        """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""
+        return self._query.render(columns)
+
+    def teacher_messages(self, row: Row) -> list[Message]:
+        """What the teacher is asked for its draft."""
+        return [*self._before, {"role": "user", "content": row.query}]
+
+    def student_messages(self, row: Row) -> list[Message]:
+        """What the student sees."""
+        return [{"role": "user", "content": row.query}]
+
+    async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
+        """Run the chains, or read one from the row, and decide by reward."""
+        try:
+            chains = [self._read(row)] if self.config.chains is not None else await self._drafts(row, engines)
+            for chain in chains:
+                await self._run(row, chain, engines)
+        except RowError as error:
+            return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
+        accepted = [chain for chain in chains if chain.num_accepted or row.split == "test"]
+        if accepted:
+            return [self._example(row, chain, engines) for chain in accepted]
+        chain = chains[0]
+        kept = {**row.columns, "draft": chain.draft, "revision": chain.last}
+        kept |= {"reward_before": chain.reward_draft, "reward_after": chain.reward_last}
+        detail = f"reward {chain.reward_draft:.4g} before, {chain.reward_last:.4g} after ({self.config.accept.type})"
+        return Reject(row.row_id, "generate", RejectReason.NOT_ACCEPTED, detail, kept)
+
+    # -- the chain -------------------------------------------------------------------------------------------------
+
+    async def _drafts(self, row: Row, engines: Engines) -> list[Chain]:
+        """One chain per good draft. Raises RowError: there is none (with the first one's reason)."""
+        chains: list[Chain] = []
+        problem = RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
+        for sample in reversed(await engines.teacher.generate(self.teacher_messages(row))):
+            try:
+                draft = checked_text(sample, self.config.refusals)
+            except RowError as error:
+                problem = error
+                continue
+            chains.insert(0, Chain(draft, draft, draft, sample=sample))
+        if not chains:
+            raise problem
+        return chains
+
+    async def _run(self, row: Row, chain: Chain, engines: Engines) -> None:
+        """The rounds of one chain, each accepted or not."""
+        conversation = [*self.teacher_messages(row), _said(chain.draft)]
+        for number in range(self.config.rounds):
+            if self.config.chains is None:
+                conversation = await self._propose(row, chain, conversation, engines)
+            before, after = await self._rewards(row, chain, engines)
+            if number == 0:
+                chain.reward_draft = before
+            chain.reward_last = after
+            if accepts(self.config.accept, before, after, self._draw(row, chain, number)):
+                chain.current, chain.reward_current = chain.last, after
+                chain.num_accepted += 1
+            elif self.config.restart:
+                return
+            if self.config.restart:
+                conversation = [*self.teacher_messages(row), _said(chain.current)]
+
+    async def _propose(self, row: Row, chain: Chain, conversation: list[Message], engines: Engines) -> list[Message]:
+        """One critique and one revision; returns the conversation with both."""
+        values = {**row.columns, "query": row.query}
+        for request, is_revision in ((self._critique, False), (self._revise, True)):
+            conversation = [*conversation, {"role": "user", "content": request.render(values)}]
+            [sample] = await engines.teacher.generate(conversation, num_samples=1)
+            # What a critique quotes may look like a refusal.
+            text = checked_text(sample, self.config.refusals if is_revision else ())
+            conversation.append(_said(text))
+        chain.last = text
+        return conversation
+
+    async def _rewards(self, row: Row, chain: Chain, engines: Engines) -> tuple[float, float]:
+        """Of the text as it is and of the proposal. Raises RowError: one of them is no number."""
+        given = self._given_rewards(row)
+        if given is not None:
+            return given
+        if engines.reward is None:
+            return 0.0, 0.0  # accept: always, and nothing to compare by
+        messages = tuple(self.student_messages(row))
+        before, after = await engines.reward.score_pair(
+            Answered(messages, chain.current), Answered(messages, chain.last)
+        )
+        for what, value in (("before", before), ("after", after)):
+            if not math.isfinite(value):
+                raise RowError(RejectReason.NO_REWARD, f"the reward {what} the revision is {value}")
+        return before, after
+
+    def _draw(self, row: Row, chain: Chain, number: int) -> float:
+        index = chain.sample.sample_index if chain.sample else 0
+        key = hashlib.blake2b(row.row_id.encode(), digest_size=8).digest()
+        seed = [self.config.accept.seed, number, index, int.from_bytes(key, "big")]
+        return float(np.random.default_rng(seed).random())
+
+    # -- chains from columns ---------------------------------------------------------------------------------------
+
+    def _read(self, row: Row) -> Chain:
+        """The chain that the row has. Raises RowError: it lacks a part."""
+        assert self.config.chains is not None
+        draft, revision = (self._text(row, name) for name in (self.config.chains.draft, self.config.chains.revision))
+        return Chain(draft, draft, revision)
+
+    def _given_rewards(self, row: Row) -> tuple[float, float] | None:
+        chains = self.config.chains
+        if chains is None or chains.reward_before is None or chains.reward_after is None:
+            return None
+        return self._number(row, chains.reward_before), self._number(row, chains.reward_after)
+
+    def _text(self, row: Row, column: str) -> str:
+        value = row.columns.get(column)
+        if not isinstance(value, str):
+            raise RowError(
+                RejectReason.NOT_TEXT, f"column `{column}` (recipe.chains) is {kind_of(value)}, expected text"
+            )
+        if not value.strip():
+            raise RowError(RejectReason.EMPTY_ANSWER, f"column `{column}` (recipe.chains) is empty")
+        return value.strip()
+
+    def _number(self, row: Row, column: str) -> float:
+        value = row.columns.get(column)
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise RowError(
+                RejectReason.NO_REWARD, f"column `{column}` (recipe.chains) is {kind_of(value)}, expected a number"
+            )
+        return number
+
+    # -- what the student learns -----------------------------------------------------------------------------------
+
+    def _example(self, row: Row, chain: Chain, engines: Engines) -> Example:
+        sample = chain.sample
+        is_accepted = chain.num_accepted > 0
+        return Example(
+            row_id=row.row_id,
+            split=row.split,
+            messages=self.student_messages(row),
+            completion=chain.current if is_accepted else chain.last,
+            teacher=engines.teacher.name if sample else "data",
+            sample_index=sample.sample_index if sample else 0,
+            reference=row.reference,
+            draft=chain.draft,
+            reward_before=chain.reward_draft,
+            reward_after=chain.reward_current if is_accepted else chain.reward_last,
+        )
+
+
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
