@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+import regex
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Config(BaseModel):
@@ -17,3 +20,15 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,  # a value may be a secret in the wrong place; `run._explain` decides what is shown
     )
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression of the `regex` package."""

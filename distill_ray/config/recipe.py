@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import regex
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config
+from distill_ray.config.base import Config, Pattern
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
 
 
@@ -41,7 +40,7 @@ class FewShotExample(Config):
 class ParseConfig(Config):
     """Which part of the answer the student learns. Exactly one of the fields; without `parse`, all of it."""
 
-    regex: str | None = None
+    regex: Pattern | None = None
     """The last match's first group (or whole match, if the pattern has no group)."""
 
     json_field: str | None = None
@@ -49,16 +48,6 @@ class ParseConfig(Config):
 
     after: str | None = None
     """What stands behind the last occurrence of this marker."""
-
-    @field_validator("regex")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                regex.compile(value)
-            except regex.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-        return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ParseConfig:
@@ -73,18 +62,6 @@ DEFAULT_REFUSALS = [
     r"^\s*(Sorry, )?I (can't|cannot|am unable to|'m unable to) (help|assist|comply|provide|do that|fulfill)",
     r"^\s*As an AI( language)? model,? I (can't|cannot|am unable to|do not)",
 ]
-
-
-def _compile(patterns: list[str]) -> list[str]:
-    for pattern in patterns:
-        try:
-            regex.compile(pattern)
-        except regex.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return patterns
-
-
-Refusals = Annotated[list[str], AfterValidator(_compile)]
 
 
 class ContextRecipeConfig(Config):
@@ -110,7 +87,7 @@ class ContextRecipeConfig(Config):
     parse: ParseConfig | None = None
     """Keep only a part of the answer, so that the teacher may reason and the student learns only the result."""
 
-    refusals: Refusals = DEFAULT_REFUSALS
+    refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; an answer in which one is found is a reject (`refused`). [] turns the check off."""
 
     @property
@@ -151,7 +128,7 @@ class StepByStepRecipeConfig(Config):
     cut_at: str | None = "\nQ:"
     """A completion model goes on with a next question: everything from here on is dropped. null keeps it."""
 
-    label_pattern: str | None = None
+    label_pattern: Pattern | None = None
     """Regular expression for the label behind the marker: its first group, or the whole match."""
 
     rationale_column: str | None = None
@@ -176,13 +153,8 @@ class StepByStepRecipeConfig(Config):
     rationale_prompt: str = "explain: {{ query }}"
     """What the student is asked for the rationale, in training only."""
 
-    refusals: Refusals = DEFAULT_REFUSALS
+    refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; an answer in which one is found is a reject (`refused`). [] turns the check off."""
-
-    @field_validator("label_pattern")
-    @classmethod
-    def _pattern_compiles(cls, value: str | None) -> str | None:
-        return value if value is None else _compile([value])[0]
 
     @model_validator(mode="after")
     def _labels_come_from_somewhere(self) -> StepByStepRecipeConfig:
@@ -274,7 +246,7 @@ class SelfCritiqueRecipeConfig(Config):
     preference_pairs: bool = False
     """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected)."""
 
-    refusals: Refusals = DEFAULT_REFUSALS
+    refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; a draft or revision in which one is found is a reject (`refused`). [] turns this off."""
 
     @model_validator(mode="after")

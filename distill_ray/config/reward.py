@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import regex
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config
+from distill_ray.config.base import Config, Pattern
 from distill_ray.config.engine import EngineConfig
 
 
@@ -68,7 +67,7 @@ class RegexRewardConfig(Config):
 
     type: Literal["regex"] = "regex"
 
-    pattern: str
+    pattern: Pattern
     """Regular expression."""
 
     score: float = 1.0
@@ -76,15 +75,6 @@ class RegexRewardConfig(Config):
 
     most: Annotated[int, Field(ge=1)] = 1
     """Matches that count at most."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            regex.compile(value)
-        except regex.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return value
 
 
 class LengthRewardConfig(Config):

@@ -33,11 +33,7 @@ def check(config: RunConfig) -> Iterator[str]:
     yield f"recipe `{config.recipe.type}`: template and context"
     with tempfile.TemporaryDirectory(prefix="distill-ray-check-") as scratch:
         plan = plan_rows(config, recipe, RunFolder(scratch), limit=SAMPLE_ROWS)
-        bad = sum(
-            sum(reason is not None for reason in table["reject_reason"].to_pylist())
-            for table in RunFolder(scratch).read_tables("rows", columns=["reject_reason"])
-        )
-        first = _first_problem(RunFolder(scratch))
+        bad, first = _problems(RunFolder(scratch))
     if bad == plan.rows_in:
         raise DataError(f"data: none of the {bad} first rows can be used, for example {first}")
     yield f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
@@ -76,12 +72,11 @@ def check_resources(config: RunConfig) -> str:
     return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"
 
 
-def _first_problem(folder: RunFolder) -> str:
-    for table in folder.read_tables("rows", columns=["source", "reject_reason", "reject_detail"]):
-        for row in table.to_pylist():
-            if row["reject_reason"] is not None:
-                return f"{row['source']}: {row['reject_reason']}: {row['reject_detail']}"
-    return ""
+def _problems(folder: RunFolder) -> tuple[int, str]:
+    """How many planned rows are unusable, and the first of them in words."""
+    tables = folder.read_tables("rows", columns=["source", "reject_reason", "reject_detail"])
+    bad = [row for table in tables for row in table.to_pylist() if row["reject_reason"] is not None]
+    return len(bad), "{source}: {reject_reason}: {reject_detail}".format(**bad[0]) if bad else ""
 
 
 def _check_teacher(config: RunConfig) -> str:

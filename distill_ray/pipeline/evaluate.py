@@ -29,7 +29,7 @@ from distill_ray.models import prompts_of
 from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
-from distill_ray.pipeline.helpers import batched_scorer, start_helpers
+from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
 from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
@@ -280,7 +280,7 @@ def _losses(
 
 def _reward(config: RunConfig, folder: RunFolder, rows: list[dict[str, Any]]) -> None:
     """Set the rewards of all answers, where the recipe has a reward that costs nothing to ask."""
-    reward = getattr(config.recipe, "reward", None)
+    reward = reward_of(config)
     if reward is None or isinstance(reward, JudgeRewardConfig) or "reward" not in config.evaluate.metrics:
         return
     scorer = batched_scorer(reward, start_helpers(config, folder))

@@ -24,7 +24,7 @@ from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
 from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.recipes.base import Answerer
+from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
 from distill_ray.rewards import make_reward
 from distill_ray.rewards.judge import JudgeReward
@@ -40,13 +40,18 @@ class Helpers:
     judge: Any = None
 
 
+def reward_of(config: RunConfig) -> RewardConfig | None:
+    """The reward of the recipe, where it has one."""
+    return getattr(config.recipe, "reward", None)
+
+
 def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     """Start what the recipe's reward needs, and wait until it is loaded.
 
     Raises:
         ConfigError: a model or a label that does not exist.
     """
-    reward = getattr(config.recipe, "reward", None)
+    reward = reward_of(config)
     if reward is None or isinstance(reward, RegexRewardConfig | LengthRewardConfig):
         return Helpers()
     if isinstance(reward, JudgeRewardConfig):
@@ -208,12 +213,25 @@ class JudgeScorer:
         return await asyncio.gather(self.score(before), self.score(after))
 
 
-def judge_scorer(
-    config: JudgeRewardConfig, helpers: Helpers, as_judge: Callable[[Engine | None, SamplingConfig], Answerer]
-) -> JudgeScorer:
-    """The scorer of a judge. `as_judge` puts an engine (None: the teacher's) behind the caller's ledger."""
-    engine = RemoteEngine(config.engine, helpers.judge) if config.engine is not None else None
-    return JudgeScorer(config, as_judge(engine, SamplingConfig(temperature=0.0, max_tokens=config.max_tokens)))
+class Roles:
+    """Who a recipe may ask, for any ledger; a reward model is shared by all of them, so that its batches are full."""
+
+    def __init__(self, config: RunConfig, helpers: Helpers) -> None:
+        self._config, self._helpers = config, helpers
+        self._reward = reward_of(config)
+        self._scorer: Scorer | None = None
+        if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
+            self._scorer = batched_scorer(self._reward, helpers)
+
+    def engines(self, answerer: Callable[[Engine | None, SamplingConfig], Answerer]) -> Engines:
+        """The roles. `answerer` puts an engine (None: the teacher's) behind the caller's ledger."""
+        teacher = answerer(None, self._config.teacher.sampling)
+        reward = self._reward
+        if not isinstance(reward, JudgeRewardConfig):
+            return Engines(teacher, self._scorer)
+        engine = RemoteEngine(reward.engine, self._helpers.judge) if reward.engine is not None else None
+        judge = answerer(engine, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
+        return Engines(teacher, JudgeScorer(reward, judge))
 
 
 def batched_scorer(config: RewardConfig, helpers: Helpers) -> BatchedScorer:

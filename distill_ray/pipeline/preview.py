@@ -14,15 +14,14 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from distill_ray.config import RunConfig, SamplingConfig
-from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
 from distill_ray.pipeline.cluster import connected, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
-from distill_ray.pipeline.helpers import Helpers, batched_scorer, judge_scorer, start_helpers
+from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
-from distill_ray.recipes import Engines, make_recipe
+from distill_ray.recipes import make_recipe
 from distill_ray.records import Completion, Message, Reject, Row, row_from_record
 
 
@@ -94,20 +93,18 @@ def _answer(config: RunConfig, folder: RunFolder, rows: list[Row], helpers: Help
         engine = make_engine(config.teacher)
         if config.recipe.asks_teacher:
             await engine.start()
+        roles = Roles(config, helpers)
         try:
-            return list(await asyncio.gather(*(one_row(engine, row) for row in rows)))
+            return list(await asyncio.gather(*(one_row(engine, roles, row) for row in rows)))
         finally:
             await engine.close()
 
-    async def one_row(engine: Any, row: Row) -> tuple[list[str], str]:
-        watched = _Watched(engine, config.teacher.sampling)
-        reward, scorer = getattr(config.recipe, "reward", None), None
-        if isinstance(reward, JudgeRewardConfig):
-            scorer = judge_scorer(reward, helpers, lambda own, sampling: _Watched(own or engine, sampling))
-        elif reward is not None:
-            scorer = batched_scorer(reward, helpers)
+    async def one_row(engine: Any, roles: Roles, row: Row) -> tuple[list[str], str]:
+        engines = roles.engines(lambda own, sampling: _Watched(own or engine, sampling))
+        watched = engines.teacher
+        assert isinstance(watched, _Watched)
         try:
-            result = await make_recipe(config.recipe).distill(row, Engines(watched, scorer))
+            result = await make_recipe(config.recipe).distill(row, engines)
         except (RequestRejected, TransientEngineError) as error:
             return [answer.text for answer in watched.answers], f"(nothing: {error})"
         if isinstance(result, Reject):

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill_ray.config import RunConfig, SamplingConfig
-from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, RequestRejected, TransientEngineError
 from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder, partition_name
-from distill_ray.pipeline.helpers import BatchedScorer, Helpers, batched_scorer, judge_scorer
+from distill_ray.pipeline.helpers import Helpers, Roles
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
 from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import (
@@ -91,11 +90,7 @@ class PartitionWorker:
         if not config.recipe.asks_teacher:
             tally.engine_started.remote()  # nothing to wait for
         self._engine: Engine = make_engine(config.teacher)
-        self._helpers = helpers or Helpers()
-        self._reward: RewardConfig | None = getattr(config.recipe, "reward", None)
-        self._scorer: BatchedScorer | None = None
-        if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
-            self._scorer = batched_scorer(self._reward, self._helpers)
+        self._roles = Roles(config, helpers or Helpers())
         self._starting: asyncio.Task[None] | None = None
         self._rows_in_progress = asyncio.Semaphore(config.teacher.max_concurrency)
         self._flusher = Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
@@ -134,10 +129,7 @@ class PartitionWorker:
             name = engine.identity.partition(":")[2]
             return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
 
-        scorer = self._scorer
-        if isinstance(self._reward, JudgeRewardConfig):
-            scorer = judge_scorer(self._reward, self._helpers, ledgered)
-        return Engines(ledgered(None, self._config.teacher.sampling), scorer)
+        return self._roles.engines(ledgered)
 
     async def _ready(self) -> None:
         """Start the engine once, whichever partition comes first."""

@@ -19,10 +19,10 @@ import numpy as np
 
 from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
-from distill_ray.recipes.answers import checked_text, show
+from distill_ray.recipes.answers import checked_text, good_ones, rejected, show, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.parse import parse_answer
-from distill_ray.recipes.template import TextTemplate, kind_of
+from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
 
 MIN_TAIL = 1e-10  # probability left outside the top k at least: rounding can take their sum to 1
@@ -76,39 +76,27 @@ class ContextRecipe:
 
         A row without one is a Reject with the first sample's reason. Errors of the engine pass through.
         """
+        teacher = engines.teacher
         try:
             messages = self.teacher_messages(row)
+            good = good_ones(await teacher.generate(messages), lambda sample: (sample, self._good_text(sample)))
         except RowError as error:
-            return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
-        teacher = engines.teacher
+            return rejected(row, error)
         examples: list[Example] = []
-        problem = RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
-        for sample in reversed(await teacher.generate(messages)):
-            try:
-                text = self._good_text(sample)
-            except RowError as error:
-                problem = error
-                continue
+        for sample, text in good:
             if sample.topk_logprobs is not None and self.config.parse is None:
                 text = sample.text  # not stripped: the log-probabilities are of these very tokens
             elif sample.topk_logprobs is not None:  # a part of the answer is another token sequence: scored anew
                 scored = await teacher.score(messages, text)
                 sample = dataclasses.replace(scored, sample_index=sample.sample_index, reasoning=sample.reasoning)
-            examples.insert(0, self._example(row, sample, text, teacher.name))
-        return examples or Reject(row.row_id, "generate", RejectReason(problem.reason), problem.detail, row.columns)
+            examples.append(self._example(row, sample, text, teacher.name))
+        return examples
 
     def _context(self, row: Row) -> str:
         if self._fixed_context is not None:
             return self._fixed_context
         column = self.config.context.column or ""
-        if column not in row.columns:
-            raise RowError(RejectReason.MISSING_COLUMN, f"no column `{column}` (recipe.context.column)")
-        value = row.columns[column]
-        if not isinstance(value, str):
-            raise RowError(RejectReason.NOT_TEXT, f"column `{column}` (the context) is {kind_of(value)}, expected text")
-        if not value.strip():
-            raise RowError(RejectReason.EMPTY_CONTEXT, f"column `{column}` (the context) is empty")
-        return value
+        return text_column(row.columns, column, "recipe.context.column", if_empty=RejectReason.EMPTY_CONTEXT)
 
     def _good_text(self, sample: Completion) -> str:
         """The completion to learn. Raises RowError: why this sample is no good."""

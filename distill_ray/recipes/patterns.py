@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 import regex
 
@@ -31,6 +32,14 @@ def last_match(pattern: str, text: str) -> str | None:
         return None
     match = matches.pop()
     return match.group(1) if match.re.groups else match.group()
+
+
+def count_matches(pattern: str, text: str, most: int) -> int:
+    """Number of matches, counted up to `most`. Raises RowError: it takes longer than LIMIT_S."""
+    try:
+        return sum(1 for _ in islice(regex.finditer(pattern, text, timeout=LIMIT_S, concurrent=True), most))
+    except TimeoutError as error:
+        raise _too_slow(pattern) from error
 
 
 def any_matches(patterns: Sequence[str], text: str) -> bool:

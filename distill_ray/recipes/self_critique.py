@@ -21,7 +21,7 @@ import numpy as np
 
 from distill_ray.config import AcceptConfig, SelfCritiqueRecipeConfig
 from distill_ray.errors import RowError
-from distill_ray.recipes.answers import checked_text
+from distill_ray.recipes.answers import checked_text, good_ones, rejected, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.template import TextTemplate, kind_of
 from distill_ray.records import Answered, Completion, Example, Message, Reject, RejectReason, Row
@@ -112,7 +112,7 @@ class SelfCritiqueRecipe:
             for chain in chains:
                 await self._run(row, chain, engines)
         except RowError as error:
-            return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
+            return rejected(row, error)
         accepted = [chain for chain in chains if chain.num_accepted or row.split == "test"]
         if accepted:
             return [self._example(row, chain, engines) for chain in accepted]
@@ -126,18 +126,9 @@ class SelfCritiqueRecipe:
 
     async def _drafts(self, row: Row, engines: Engines) -> list[Chain]:
         """One chain per good draft. Raises RowError: there is none (with the first one's reason)."""
-        chains: list[Chain] = []
-        problem = RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
-        for sample in reversed(await engines.teacher.generate(self.teacher_messages(row))):
-            try:
-                draft = checked_text(sample, self.config.refusals)
-            except RowError as error:
-                problem = error
-                continue
-            chains.insert(0, Chain(draft, draft, draft, sample=sample))
-        if not chains:
-            raise problem
-        return chains
+        samples = await engines.teacher.generate(self.teacher_messages(row))
+        good = good_ones(samples, lambda sample: (sample, checked_text(sample, self.config.refusals)))
+        return [Chain(draft, draft, draft, sample=sample) for sample, draft in good]
 
     async def _run(self, row: Row, chain: Chain, engines: Engines) -> None:
         """The rounds of one chain, each accepted or not."""
@@ -195,8 +186,11 @@ class SelfCritiqueRecipe:
 
     def _read(self, row: Row) -> Chain:
         """The chain that the row has. Raises RowError: it lacks a part."""
-        assert self.config.chains is not None
-        draft, revision = (self._text(row, name) for name in (self.config.chains.draft, self.config.chains.revision))
+        chains = self.config.chains
+        assert chains is not None
+        draft, revision = (
+            text_column(row.columns, column, "recipe.chains").strip() for column in (chains.draft, chains.revision)
+        )
         return Chain(draft, draft, revision)
 
     def _given_rewards(self, row: Row) -> tuple[float, float] | None:
@@ -204,16 +198,6 @@ class SelfCritiqueRecipe:
         if chains is None or chains.reward_before is None or chains.reward_after is None:
             return None
         return self._number(row, chains.reward_before), self._number(row, chains.reward_after)
-
-    def _text(self, row: Row, column: str) -> str:
-        value = row.columns.get(column)
-        if not isinstance(value, str):
-            raise RowError(
-                RejectReason.NOT_TEXT, f"column `{column}` (recipe.chains) is {kind_of(value)}, expected text"
-            )
-        if not value.strip():
-            raise RowError(RejectReason.EMPTY_ANSWER, f"column `{column}` (recipe.chains) is empty")
-        return value.strip()
 
     def _number(self, row: Row, column: str) -> float:
         value = row.columns.get(column)

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from distill_ray.config import StepByStepRecipeConfig
 from distill_ray.errors import RowError
-from distill_ray.recipes.answers import checked_text, show
+from distill_ray.recipes.answers import checked_text, good_ones, rejected, show, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.patterns import last_match
-from distill_ray.recipes.template import TextTemplate, kind_of
+from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
 
 
@@ -88,7 +88,7 @@ class StepByStepRecipe:
             explained = await self._explained(row, engines)
             return [example for each in explained for example in self._examples(row, each, gold)]
         except RowError as error:
-            return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)
+            return rejected(row, error)
 
     # -- what the teacher says -------------------------------------------------------------------------------------
 
@@ -97,18 +97,13 @@ class StepByStepRecipe:
         if self.config.rationale_column is not None:
             return [self._taken_apart(self._text(row, self.config.rationale_column), "data")]
         teacher = engines.teacher
-        good: list[Explained] = []
-        problem: RowError | None = None
-        for sample in await teacher.generate(self.teacher_messages(row)):
-            try:
-                # A completion model that runs on into the next question is cut off there, not here.
-                text = sample.text if self._runs_on(sample.text) else checked_text(sample, self.config.refusals)
-                good.append(self._taken_apart(text, teacher.name, sample))
-            except RowError as error:
-                problem = problem or error
-        if not good:
-            raise problem or RowError(RejectReason.EMPTY_ANSWER, "the teacher returned no sample")
-        return good
+
+        def explained(sample: Completion) -> Explained:
+            # A completion model that runs on into the next question is cut off there, not here.
+            text = sample.text if self._runs_on(sample.text) else checked_text(sample, self.config.refusals)
+            return self._taken_apart(text, teacher.name, sample)
+
+        return good_ones(await teacher.generate(self.teacher_messages(row)), explained)
 
     def _runs_on(self, text: str) -> bool:
         return self.config.cut_at is not None and self.config.cut_at in text
@@ -181,12 +176,4 @@ class StepByStepRecipe:
         return self._text(row, column)
 
     def _text(self, row: Row, column: str) -> str:
-        key = self._columns[column]
-        if column not in row.columns:
-            raise RowError(RejectReason.MISSING_COLUMN, f"no column `{column}` ({key})")
-        value = row.columns[column]
-        if not isinstance(value, str):
-            raise RowError(RejectReason.NOT_TEXT, f"column `{column}` ({key}) is {kind_of(value)}, expected text")
-        if not value.strip():
-            raise RowError(RejectReason.EMPTY_ANSWER, f"column `{column}` ({key}) is empty")
-        return value.strip()
+        return text_column(row.columns, column, self._columns[column]).strip()

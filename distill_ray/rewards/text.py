@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 
-import regex
-
 from distill_ray.config.reward import LengthRewardConfig, RegexRewardConfig
+from distill_ray.errors import RowError
+from distill_ray.recipes.patterns import count_matches
 from distill_ray.records import Answered
-
-LIMIT_S = 2.0
 
 
 class RegexReward:
@@ -18,18 +16,16 @@ class RegexReward:
 
     def __init__(self, config: RegexRewardConfig) -> None:
         self._config = config
-        self._pattern = regex.compile(config.pattern)
 
     def score(self, batch: Sequence[Answered]) -> list[float]:
         """One number per answer; NaN where the pattern takes too long."""
         return [self._score(item.answer) for item in batch]
 
     def _score(self, text: str) -> float:
-        matches = self._pattern.finditer(text, timeout=LIMIT_S, concurrent=True)
         try:
-            return self._config.score * sum(1 for _ in itertools.islice(matches, self._config.most))
-        except TimeoutError:
-            return float("nan")
+            return self._config.score * count_matches(self._config.pattern, text, self._config.most)
+        except RowError:
+            return math.nan
 
 
 class LengthReward:

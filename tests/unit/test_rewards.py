@@ -35,7 +35,7 @@ def test_a_pattern_counts_its_matches_up_to_a_limit() -> None:
 
 
 def test_a_pattern_that_takes_for_ever_gives_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_ray.rewards.text.LIMIT_S", 0.1)
+    monkeypatch.setattr("distill_ray.recipes.patterns.LIMIT_S", 0.1)
     [value] = make_reward(RegexRewardConfig(pattern="(a|aa)+$")).score([answered("a" * 60 + "!")])
     assert math.isnan(value)
 

@@ -129,8 +129,9 @@ def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
         if source is None:
             continue
         files = resolve(source, format=data.format, key=key)
+        # A folder may hold the run by chance; where that leaves nothing, its own files are meant: the demo's input
+        # lies there.
         kept = [file for file in files if not file.url.startswith(folder.url("").rstrip("/") + "/")]
-        # The demo's input lies in its run folder: a file that is named is meant; a folder may hold the run by chance.
         found.append(_Source(key, held_out, kept or files))
     return found
 
