@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import shlex
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.markup import escape
 
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
+from distill_ray.pipeline import interrupts
 
 if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
@@ -312,14 +312,10 @@ def _say_next(*arguments: str) -> None:
     console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
 
 
-def _on_terminate(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point: one clear message and an exit status, never a wall of traceback."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries for a while; the error that ends it is ours
-    signal.signal(signal.SIGTERM, _on_terminate)
+    interrupts.install()
     try:
         app()
     except DistillError as error:

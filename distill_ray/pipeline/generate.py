@@ -33,6 +33,7 @@ from distill_ray.errors import DistillError, TooManyRejects
 from distill_ray.pipeline.cluster import connected, own_error, require_resources
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import start_helpers
+from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.tally import Tally
@@ -257,6 +258,7 @@ def _shown(tally: Any, progress: Progress) -> Iterator[None]:
     def poll() -> None:
         while not stop.wait(0.5):
             show()
+            insist()
 
     def show() -> None:
         try:

@@ -1,0 +1,30 @@
+"""Ctrl-C that is not lost.
+
+Python raises KeyboardInterrupt wherever the main thread happens to be, and in a callback or a destructor of a library it
+is swallowed. So it is remembered, and whoever watches a long wait from another thread asks again.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import threading
+
+_pressed = threading.Event()
+
+
+def install() -> None:
+    """Answer Ctrl-C and SIGTERM with a remembered KeyboardInterrupt. From the main thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def insist() -> None:
+    """Interrupt the main thread again if it was told to stop. From a thread that runs while the work goes on."""
+    if _pressed.is_set():
+        _thread.interrupt_main()
+
+
+def _interrupt(*_: object) -> None:
+    _pressed.set()
+    raise KeyboardInterrupt
