@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Split = Literal["train", "validation", "test"]
 
@@ -66,6 +66,7 @@ class Row:
     query: str
     columns: dict[str, Any]
     reference: str | None = None
+    history: list[Message] = field(default_factory=list)  # turns before the query
     source: str = ""  # "queries.jsonl:17": where a person finds the row
 
 
@@ -147,6 +148,7 @@ ROW_SCHEMA = pa.schema(
         ("row_id", _TEXT),
         ("split", _TEXT),
         ("query", _TEXT),
+        ("history", _MESSAGES),
         ("columns", _TEXT),  # JSON: sources of any shape share one schema
         ("reference", _TEXT),
         ("source", _TEXT),
@@ -246,6 +248,7 @@ def row_from_record(record: Mapping[str, Any]) -> Row:
         query=record["query"],
         columns=json.loads(record["columns"]),
         reference=record["reference"],
+        history=record["history"],
         source=record["source"],
     )
 

@@ -4,7 +4,7 @@ Needs no ray, torch or vllm, so `check` answers at once on any machine. `load_co
 pydantic's errors into one `ConfigError` that names the file, the dotted key, the value and the way out.
 """
 
-from distill_ray.config.data import DataConfig
+from distill_ray.config.data import DataConfig, DatasetSource, FilesDataConfig, SynthesizeDataConfig
 from distill_ray.config.engine import (
     EngineConfig,
     FakeEngineConfig,
@@ -34,10 +34,12 @@ __all__ = [
     "ContextRecipeConfig",
     "ContextSource",
     "DataConfig",
+    "DatasetSource",
     "DeepSpeedConfig",
     "EngineConfig",
     "EvaluateConfig",
     "FakeEngineConfig",
+    "FilesDataConfig",
     "GenerateConfig",
     "HfEngineConfig",
     "LoraConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "SelfCritiqueRecipeConfig",
     "StepByStepRecipeConfig",
     "StudentConfig",
+    "SynthesizeDataConfig",
     "TrainConfig",
     "VllmEngineConfig",
     "load_config",

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from distill_ray.config.base import Config
 
-Source = str | list[str]
+
+class DatasetSource(Config):
+    """A data set of Hugging Face's `datasets` library: by name where there is a network, or a folder on this disk."""
+
+    dataset: str
+    """Its name ("facebook/anli"), or a folder that `datasets` can load. Class labels come as their names."""
+
+    config: str | None = None
+    """Which of its configurations."""
+
+    split: str = "train"
+    """Which of its splits ("train_r1", "test[:500]")."""
+
+    revision: str | None = None
+    """Commit or tag."""
+
+
+def _entry(value: object) -> str:
+    return "<dataset>" if isinstance(value, dict | DatasetSource) else "<file>"
+
+
+def _source(value: object) -> str:
+    return "<list>" if isinstance(value, list) else _entry(value)
+
+
+_File = Annotated[str, Tag("<file>")]
+_Dataset = Annotated[DatasetSource, Tag("<dataset>")]
+Entry = Annotated[_File | _Dataset, Discriminator(_entry)]
+Source = Annotated[_File | _Dataset | Annotated[list[Entry], Tag("<list>")], Discriminator(_source)]
+Files = str | list[str]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "lance"]
+Layout = Literal["columns", "messages", "alpaca", "sharegpt", "role_prompts"]
 
 
-class DataConfig(Config):
-    """Queries from files, globs or folders, local or on an object store (s3://; gs:// with gcsfs installed)."""
-
-    source: Source
-    """A file, glob or folder, or a list of them. Relative paths start at the config file's folder."""
+class _Rows(Config):
+    """What is known of rows wherever they come from."""
 
     format: Format = "auto"
     """`auto` goes by the file's ending (.jsonl .ndjson .json .csv .parquet .lance, each also .gz where it is text)."""
+
+    layout: Layout = "columns"
+    """How a row says what is asked. columns: in columns of its own. messages, sharegpt: as a conversation; alpaca: as
+    instruction, input, output; these give the columns `text` (what is asked last), `system` and `answer`, and turns
+    before the last stay in front of it for teacher and student. role_prompts: a role's system prompt and tasks, each
+    task a row with `text` and `system`."""
+
+    role: str | None = None
+    """With role_prompts: only this role."""
 
     encoding: str = "utf-8"
     """Of text files. A file in another encoding is refused with the name of the file, never guessed."""
@@ -43,17 +79,14 @@ class DataConfig(Config):
     """Share of the rows to train on that is used; by a hash of the query, so a smaller share is part of a larger one.
     What is held out stays whole."""
 
-    alongside: dict[str, Source] = {}
-    """Columns from files of their own: JSON arrays or JSON lines, whose element i belongs to row i of `source`."""
-
     dedup: bool = False
     """Reject a query that occurred before (`duplicate`). Off: equal prompts share one call, each row its example."""
 
-    @field_validator("source", "validation", "test")
+    @field_validator("source", "validation", "test", check_fields=False)
     @classmethod
     def _names_something(cls, value: Source | None) -> Source | None:
-        names = [value] if isinstance(value, str) else value
-        if names is not None and (not names or not all(name.strip() for name in names)):
+        names = value if isinstance(value, list) else [value]
+        if not names or any(isinstance(name, str) and not name.strip() for name in names):
             raise ValueError("names no file; give a file, a glob or a folder")
         return value
 
@@ -69,10 +102,87 @@ class DataConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> DataConfig:
+    def _leave_something_to_train_on(self) -> Self:
         if self.holdout + self.validation_holdout >= 1.0:
             raise ValueError(
                 f"holdout ({self.holdout}) and validation_holdout ({self.validation_holdout}) together leave "
                 "nothing to train on; make their sum less than 1"
             )
         return self
+
+
+class FilesDataConfig(_Rows):
+    """Queries from files, globs or folders, local or on an object store (s3://; gs:// with gcsfs installed)."""
+
+    type: Literal["files"] = "files"
+
+    source: Source
+    """A file, glob or folder, {dataset: NAME}, or a list of them. Relative paths start at the config file's folder."""
+
+    alongside: dict[str, Files] = {}
+    """Columns from files of their own: JSON arrays or JSON lines, whose element i belongs to row i of `source`."""
+
+
+class SynthesizeDataConfig(_Rows):
+    """The teacher writes the queries itself, as column `text`.
+
+    After Self-Instruct (Wang et al. 2022, arXiv 2212.10560): what was written before is shown as examples, and what is
+    nearly the same as something before is dropped.
+    """
+
+    type: Literal["synthesize"] = "synthesize"
+
+    count: Annotated[int, Field(ge=1)]
+    """Queries wanted."""
+
+    topics: list[str] = []
+    """What the queries are about, in turn. Or `role_prompts`."""
+
+    role_prompts: str | None = None
+    """A file of role prompts (role, system, task_type, task, contents, generation), asked as they are. With `role`: one
+    of them."""
+
+    prompt: str | None = None
+    """Sandboxed Jinja over `topic`, `number` and `examples`, in place of the built-in request."""
+
+    system: str | None = None
+    """System prompt of the teacher while it writes queries."""
+
+    seeds: list[str] = []
+    """Queries to begin with: shown as examples, not used as rows."""
+
+    seeds_file: str | None = None
+    """A text file with a seed per line."""
+
+    parse: Literal["lines", "whole"] = "lines"
+    """lines: each line of an answer is a query (numbers and bullets are taken off). whole: an answer is one query."""
+
+    per_call: Annotated[int, Field(ge=1)] = 10
+    """Queries asked for in one call, with `parse: lines`."""
+
+    shown: Annotated[int, Field(ge=0)] = 4
+    """Examples shown in a call."""
+
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """A query is dropped if it shares more than this with an earlier one (Jaccard, of runs of four characters)."""
+
+    max_calls: Annotated[int, Field(ge=1)] | None = None
+    """Calls made at most. Default: ten times what the count needs if no query were dropped."""
+
+    seed: int = 0
+    """Which examples are shown, and the first call's sampling seed."""
+
+    @model_validator(mode="after")
+    def _says_what_to_write(self) -> SynthesizeDataConfig:
+        given = [name for name in ("topics", "role_prompts", "prompt") if getattr(self, name)]
+        if not given or "role_prompts" in given[1:]:
+            raise ValueError("say what to write: `topics`, a `prompt` of your own, or `role_prompts` by itself")
+        return self
+
+    @property
+    def calls_needed(self) -> int:
+        """If no query were dropped."""
+        return -(-self.count // (self.per_call if self.parse == "lines" else 1))
+
+
+DataConfig = Annotated[FilesDataConfig | SynthesizeDataConfig, Field(discriminator="type")]

@@ -31,14 +31,15 @@ def reference() -> str:
 def _sections(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     """A model and all models below it, in order, with their dotted paths."""
     found: list[tuple[str, type[BaseModel]]] = [(path, model)]
-    for name, field in model.model_fields.items():
+    for name, field in _own_first(model):
         below = _models(field.annotation)
         for child in below:
             kind = child.model_fields.get("type")
             variant = f" (type: {kind.default})" if kind is not None and len(below) > 1 else ""
             inner = _sections(f"{path}.{name}".replace("`", "").lstrip("."), child)
             known = {m for _, m in found}
-            found += [(f"`{p.strip('`')}`" + (variant if m is child else ""), m) for p, m in inner if m not in known]
+            quoted = [(p if p.startswith("`") else f"`{p}`", m) for p, m in inner]
+            found += [(p + (variant if m is child else ""), m) for p, m in quoted if m not in known]
     return found
 
 
@@ -51,10 +52,15 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _table(model: type[BaseModel]) -> str:
     lines = ["| key | type | default | |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
+    for name, field in _own_first(model):
         description = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{name}` | {_type_name(field.annotation)} | {_default(field)} | {description} |")
     return "\n".join(lines)
+
+
+def _own_first(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    """The fields, those that a variant shares with others last."""
+    return sorted(model.model_fields.items(), key=lambda item: item[0] not in model.__annotations__)
 
 
 def _type_name(annotation: Any) -> str:

@@ -139,6 +139,8 @@ class _Loader(yaml.SafeLoader):
 
 def _set_default_types(raw: dict[str, Any]) -> None:
     """A discriminator has no default of its own."""
+    if isinstance(raw.get("data"), dict):
+        raw["data"].setdefault("type", "files")
     if isinstance(raw.get("teacher"), dict):
         raw["teacher"].setdefault("type", "vllm")
     recipe = raw.get("recipe")
@@ -191,6 +193,8 @@ _PATH_KEYS = (
     ("data", "source"),
     ("data", "validation"),
     ("data", "test"),
+    ("data", "role_prompts"),
+    ("data", "seeds_file"),
     ("recipe", "context", "file"),
     ("teacher", "chat_template"),
     ("student", "chat_template"),
@@ -208,15 +212,21 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(item) for item in value]
+        if isinstance(value, dict) and "dataset" in value:
+            return {**value, "dataset": model(value["dataset"])}
         if not isinstance(value, str) or "://" in value or not value.strip():
             return value
         return str(base / Path(value).expanduser())
 
+    def model(value: Any) -> Any:
+        """Only what is meant as a path ("./model"): "org/model" is a name on the hub."""
+        return absolute(value) if isinstance(value, str) and value.startswith((".", "~", "/")) else value
+
     for keys in _PATH_KEYS:
         _rewrite(raw, keys, absolute)
     _rewrite(raw, ("data", "alongside"), lambda v: {k: absolute(s) for k, s in v.items()} if isinstance(v, dict) else v)
-    for keys in _MODEL_KEYS:  # only what is meant as a path: "./model"; "org/model" is a hub id unless it exists
-        _rewrite(raw, keys, lambda v: absolute(v) if isinstance(v, str) and v.startswith((".", "~", "/")) else v)
+    for keys in _MODEL_KEYS:
+        _rewrite(raw, keys, model)
 
 
 def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
@@ -228,9 +238,9 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    unions = {"recipe", "teacher", "loss"}  # behind their name pydantic puts that of the variant
+    unions = {"data", "recipe", "teacher", "loss"}  # behind their name pydantic puts that of the variant
     before = ["", *map(str, detail["loc"])]
-    parts = [part for previous, part in itertools.pairwise(before) if previous not in unions]
+    parts = [part for previous, part in itertools.pairwise(before) if previous not in unions and part[:1] != "<"]
     value = detail.get("input")
     if detail["type"] == "union_tag_invalid":
         context = detail.get("ctx", {})
@@ -241,6 +251,8 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{'.'.join(parts)}.type: unknown (got {_show(tag)}); {meant}"
     if parts and parts[-1] in ("str", "list[str]"):  # the branches of a union are no keys
         return f"{'.'.join(parts[:-1])}: expected text or a list of texts (got {_show(value)})"
+    if before[-1] == "<file>":
+        return f"{'.'.join(parts)}: expected a file, a list of files or {{dataset: NAME}} (got {_show(value)})"
     parts = [part for part in parts if part != "list[str]"]
     key = ".".join(parts) or "the config"
     if detail["type"] == "extra_forbidden":

@@ -1,7 +1,7 @@
 """Ctrl-C that is not lost.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be, and in a callback or a destructor of a library it
-is swallowed. So it is remembered, and whoever watches a long wait from another thread asks again.
+Python raises KeyboardInterrupt wherever the main thread happens to be, and in a callback or a destructor of a library
+it is swallowed. So it is remembered, and whoever watches a long wait from another thread asks again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.table import Table
 
-from distill_ray.config import RunConfig
+from distill_ray.config import FilesDataConfig, RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.markdown import cell, code, table, text_table
 from distill_ray.pipeline.progress import duration
@@ -137,16 +137,22 @@ def _what_was_run(config: RunConfig) -> str:
         ["", ""],
         [
             ["recipe", config.recipe.type],
-            [
-                "data",
-                config.data.source if isinstance(config.data.source, str) else ", ".join(config.data.source),
-            ],
+            ["data", _source(config)],
             ["teacher", f"{config.teacher.model} ({config.teacher.type})"],
             ["sampling", _changed(config.teacher.sampling)],
             ["student", f"{student.model} ({trained})"],
             ["training", _changed(config.train)],
         ],
     )
+
+
+def _source(config: RunConfig) -> str:
+    """Where the queries come from, in words."""
+    data = config.data
+    if not isinstance(data, FilesDataConfig):
+        return f"{data.count} queries wanted, written by the teacher"
+    entries = data.source if isinstance(data.source, list) else [data.source]
+    return ", ".join(entry if isinstance(entry, str) else f"{entry.dataset} ({entry.split})" for entry in entries)
 
 
 def _changed(section: BaseModel) -> str:

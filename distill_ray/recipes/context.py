@@ -62,14 +62,14 @@ class ContextRecipe:
     def teacher_messages(self, row: Row) -> list[Message]:
         """What the teacher sees. Raises RowError where the row's own context is missing or not text."""
         user: Message = {"role": "user", "content": row.query}
-        return [{"role": "system", "content": self._context(row)}, *self._few_shot, user]
+        return [{"role": "system", "content": self._context(row)}, *self._few_shot, *row.history, user]
 
     def student_messages(self, row: Row) -> list[Message]:
         """What the student sees, in training and in service."""
         user: Message = {"role": "user", "content": row.query}
         if self.config.student_context is None:
-            return [user]
-        return [{"role": "system", "content": self.config.student_context}, user]
+            return [*row.history, user]
+        return [{"role": "system", "content": self.config.student_context}, *row.history, user]
 
     async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
         """Ask the teacher once; every good sample is an example.

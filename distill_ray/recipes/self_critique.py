@@ -99,11 +99,11 @@ class SelfCritiqueRecipe:
 
     def teacher_messages(self, row: Row) -> list[Message]:
         """What the teacher is asked for its draft."""
-        return [*self._before, {"role": "user", "content": row.query}]
+        return [*self._before, *self.student_messages(row)]
 
     def student_messages(self, row: Row) -> list[Message]:
         """What the student sees."""
-        return [{"role": "user", "content": row.query}]
+        return [*row.history, {"role": "user", "content": row.query}]
 
     async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
         """Run the chains, or read one from the row, and decide by reward."""

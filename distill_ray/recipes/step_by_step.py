@@ -73,12 +73,12 @@ class StepByStepRecipe:
 
     def teacher_messages(self, row: Row) -> list[Message]:
         """What the teacher sees."""
-        return [*self._before, {"role": "user", "content": row.query}]
+        return [*self._before, *row.history, {"role": "user", "content": row.query}]
 
     def student_messages(self, row: Row) -> list[Message]:
         """What the student sees in service, and in training for the label."""
         if self.config.mode != "task_prefix":
-            return [{"role": "user", "content": row.query}]
+            return [*row.history, {"role": "user", "content": row.query}]
         return self._prompt(self._label_prompt, row)
 
     async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
@@ -163,7 +163,8 @@ class StepByStepRecipe:
         )
 
     def _prompt(self, template: TextTemplate, row: Row) -> list[Message]:
-        return [{"role": "user", "content": template.render({**row.columns, "query": row.query})}]
+        asked = template.render({**row.columns, "query": row.query})
+        return [*row.history, {"role": "user", "content": asked}]
 
     def _gold(self, row: Row) -> str | None:
         """The data's own label. Raises RowError: it is needed and not there."""

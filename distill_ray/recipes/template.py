@@ -89,6 +89,8 @@ def kind_of(value: object) -> str:
         return f"a boolean ({value})"
     if isinstance(value, int | float):
         return f"a number ({value})"
+    if isinstance(value, str):
+        return "text"
     if isinstance(value, list | tuple):
         return "a list"
     return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"

@@ -97,7 +97,7 @@ def test_a_truncated_parquet_file_is_named(
         ("teacher={type: vllm, model: ./no/such/model}", "teacher.model"),
         ("teacher={type: openai, model: m, api_key_env: NO_SUCH_KEY}", "NO_SUCH_KEY"),
         ("teacher={type: vlm}", "teacher.type: unknown (got 'vlm'); did you mean `vllm`?"),
-        ("data.source=5", "data.source: expected text or a list of texts (got 5)"),
+        ("data.source=5", "data.source: expected a file, a list of files or {dataset: NAME} (got 5)"),
         ("data.source=''", "data.source: names no file"),
         ("data.encoding=base64", "data.encoding: not an encoding of text"),
         ("train.learning_rate=.inf", "train.learning_rate"),

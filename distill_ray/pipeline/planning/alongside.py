@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from distill_ray.config import DataConfig
+from distill_ray.config import FilesDataConfig
 from distill_ray.errors import DataError
 from distill_ray.pipeline.planning.readers import SourceRow
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
@@ -21,7 +21,7 @@ from distill_ray.records import to_json
 _END = object()
 
 
-def alongside_files(config: DataConfig) -> dict[str, list[SourceFile]]:
+def alongside_files(config: FilesDataConfig) -> dict[str, list[SourceFile]]:
     """The files of each column by the config key that names them."""
     return {
         f"data.alongside.{column}": resolve(source, key=f"data.alongside.{column}")
@@ -29,7 +29,7 @@ def alongside_files(config: DataConfig) -> dict[str, list[SourceFile]]:
     }
 
 
-def with_alongside(rows: Iterator[SourceRow], config: DataConfig, *, is_whole: bool) -> Iterator[SourceRow]:
+def with_alongside(rows: Iterator[SourceRow], config: FilesDataConfig, *, is_whole: bool) -> Iterator[SourceRow]:
     """Rows with the columns of `data.alongside`.
 
     Args:

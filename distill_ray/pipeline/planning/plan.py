@@ -23,11 +23,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill_ray.config import RunConfig
+from distill_ray.config import FilesDataConfig, RunConfig
 from distill_ray.config.data import Source
 from distill_ray.errors import ConfigError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planning.alongside import alongside_files, with_alongside
+from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.planner import Planner
 from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
 from distill_ray.pipeline.planning.scratch import Scratch
@@ -122,7 +123,7 @@ def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
     named: list[tuple[str, Split | None, Source | None]] = [
         ("data.test", "test", data.test),
         ("data.validation", "validation", data.validation),
-        ("data.source", None, data.source),
+        ("data.source", None, _files(config).source),
     ]
     found: list[_Source] = []
     for key, held_out, source in named:
@@ -136,12 +137,19 @@ def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
     return found
 
 
+def _files(config: RunConfig) -> FilesDataConfig:
+    """`data:` as files. What the teacher writes itself is in files by now."""
+    assert isinstance(config.data, FilesDataConfig)
+    return config.data
+
+
 def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | None) -> Iterator[SourceRow]:
     """The rows of a source, after a look at the first ones for the columns that the config names."""
     files = (read_rows(file, config.data.encoding) for file in source.files)
     rows = itertools.chain.from_iterable(files)
-    if source.held_out is None and config.data.alongside:
-        rows = with_alongside(rows, config.data, is_whole=limit is None)
+    if source.held_out is None and _files(config).alongside:
+        rows = with_alongside(rows, _files(config), is_whole=limit is None)
+    rows = with_layout(rows, config.data.layout, config.data.role)
     rows = itertools.islice(rows, limit)
     head = list(itertools.islice(rows, HEAD_ROWS))
     if not head:
@@ -177,7 +185,7 @@ def _num_partitions(config: RunConfig, sources: list[_Source]) -> int:
 def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limit: int | None) -> str:
     """Hash of all that decides what `rows/` holds."""
     named = [(s.key, file) for s in sources for file in s.files]
-    named += [(key, file) for key, files in alongside_files(config.data).items() for file in files]
+    named += [(key, file) for key, files in alongside_files(_files(config)).items() for file in files]
     files = [[key, f.url, f.label, f.format, f.size, f.version] for key, f in named]
     state = {
         "schema": SCHEMA_VERSION,

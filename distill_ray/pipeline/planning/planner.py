@@ -56,6 +56,8 @@ class Planner:
                 raise RowError(RejectReason.UNREADABLE_ROW, row.error)
             query = self.recipe.query(row.columns)
             key = normalise(query)
+            if key and row.history:  # the same question in another conversation is another question
+                key = normalise("\n".join([*(turn["content"] for turn in row.history), query]))
             if not key:
                 raise RowError(RejectReason.EMPTY_QUERY, f"the query is empty ({query[:80]!r})")
             if problem is None:
@@ -70,6 +72,7 @@ class Planner:
             "row_id": row_id,
             "split": split,
             "query": query,
+            "history": row.history,
             "columns": row.json,
             "reference": reference_of(row.columns, self.reference),
             "source": row.label,

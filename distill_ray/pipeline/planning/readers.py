@@ -14,17 +14,17 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_ray.errors import DataError, NoReadableRow
-from distill_ray.pipeline.planning.sources import SourceFile
+from distill_ray.pipeline.planning.sources import TEXT_FORMATS, SourceFile, load_dataset
 from distill_ray.pipeline.planning.textfile import array_elements, lines, objects
 from distill_ray.recipes.template import kind_of
-from distill_ray.records import to_json
+from distill_ray.records import Message, to_json
 
 BATCH_ROWS = 1024
 ESTIMATE_ROWS = 1000
@@ -39,6 +39,7 @@ class SourceRow:
     columns: dict[str, Any]
     json: str  # the columns as JSON: what the run folder keeps
     error: str | None = None
+    history: list[Message] = field(default_factory=list)  # turns before what is asked; set by `layouts`
 
 
 def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
@@ -69,7 +70,7 @@ def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
             f"{file.url}: none of its {num_rows} rows is readable as {file.format} (first: {first_error}); "
             "check the file, or say what it is in data.format"
         )
-    if not num_rows and file.format not in ("parquet", "lance"):  # a part file without rows is ordinary there
+    if not num_rows and file.format in TEXT_FORMATS:  # elsewhere a part without rows is ordinary
         raise NoReadableRow(f"{file.url}: no rows in this file; remove it from the source, or write it again")
 
 
@@ -80,6 +81,8 @@ def estimate_rows(file: SourceFile, encoding: str = "utf-8") -> int:
         DataError: the file is bad as a whole.
     """
     with _translated(file):
+        if file.dataset is not None:
+            return len(load_dataset(file.dataset))
         if file.format == "lance":
             return int(_lance_dataset(file).count_rows())
         if file.format == "parquet":
@@ -110,7 +113,7 @@ def _read_jsonl(file: SourceFile, encoding: str) -> Iterator[Item]:
         if isinstance(value, dict):
             yield number, value, None
         else:
-            yield number, {"raw": text}, f"line {number} is not a JSON object but {_kind(value)}"
+            yield number, {"raw": text}, f"line {number} is not a JSON object but {kind_of(value)}"
 
 
 def _read_json(file: SourceFile, encoding: str) -> Iterator[Item]:
@@ -124,7 +127,7 @@ def _read_json(file: SourceFile, encoding: str) -> Iterator[Item]:
         if isinstance(value, dict):
             yield number, value, None
         else:
-            yield number, {"raw": to_json(value)}, f"element {number} is not a JSON object but {_kind(value)}"
+            yield number, {"raw": to_json(value)}, f"element {number} is not a JSON object but {kind_of(value)}"
 
 
 def _read_csv(file: SourceFile, encoding: str) -> Iterator[Item]:
@@ -221,6 +224,23 @@ def _record_or_none(row: pa.RecordBatch) -> dict[str, Any] | None:
         return None
 
 
+def _read_dataset(file: SourceFile, encoding: str) -> Iterator[Item]:
+    from datasets import ClassLabel
+
+    assert file.dataset is not None
+    dataset = load_dataset(file.dataset)
+    names = {name: feature.names for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
+    number = 0
+    for batch in dataset.iter(batch_size=BATCH_ROWS):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            record = dict(zip(batch, values, strict=True))
+            for name, labels in names.items():  # -1 and None stand for "no label"
+                label = record[name]
+                record[name] = labels[label] if label is not None and label >= 0 else None
+            yield number, record, None
+
+
 def _lance_dataset(file: SourceFile) -> Any:
     import lance  # here, since it loads a large library that other formats do not need
 
@@ -233,6 +253,7 @@ _READERS: dict[str, Callable[[SourceFile, str], Iterator[Item]]] = {
     "csv": _read_csv,
     "parquet": _read_parquet,
     "lance": _read_lance,
+    "dataset": _read_dataset,
 }
 
 
@@ -249,10 +270,6 @@ def _as_json(columns: dict[str, Any]) -> tuple[str, str | None]:
     except (ValueError, TypeError, RecursionError) as error:
         return "", f"cannot be kept as JSON: {error}"
     return text, None
-
-
-def _kind(value: object) -> str:
-    return "text" if isinstance(value, str) else kind_of(value)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Which files a source is: a file, glob or folder, or a list of them, local or on an object store (fsspec).
+"""Which files a source is: a file, glob or folder, or a list of them, local or on an object store (fsspec); or a data
+set of the `datasets` library.
 
     resolve(config.source) -> [SourceFile, ...]     then `readers.read_rows` gives the rows of each
 
@@ -9,15 +10,17 @@ name ends in .lance is one data set.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from distill_ray.config.data import Format, Source
+from distill_ray.config.data import DatasetSource, Files, Format, Source
 from distill_ray.errors import ConfigError, DataError, DistillError
 
 FORMAT_BY_ENDING = {
@@ -34,10 +37,10 @@ MAX_NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file (or one Lance data set) of a source.
+    """One file (or one data set) of a source.
 
-    `label` is what people read in `row.source`; `size` is in bytes (0 for Lance); `version` changes with the
-    content: the store's etag, else the modification time.
+    `label` is what people read in `row.source`; `size` is in bytes (0 for data sets); `version` changes with the
+    content: the store's etag, else the modification time. With `dataset` there is no file: `datasets` has the rows.
     """
 
     fs: Any
@@ -46,11 +49,12 @@ class SourceFile:
     format: str
     size: int
     version: str
+    dataset: DatasetSource | None = None
 
     @property
     def url(self) -> str:
         """Path or URL that a library can open by itself."""
-        return self.path if _is_local(self.fs) else self.fs.unstrip_protocol(self.path)
+        return self.path if self.fs is None or _is_local(self.fs) else self.fs.unstrip_protocol(self.path)
 
     @property
     def is_compressed(self) -> bool:
@@ -58,7 +62,7 @@ class SourceFile:
         return self.path.endswith(".gz")
 
 
-def resolve(source: Source, *, format: Format = "auto", key: str = "data.source") -> list[SourceFile]:
+def resolve(source: Source | Files, *, format: Format = "auto", key: str = "data.source") -> list[SourceFile]:
     """Find the files of a source, each once, in a stable order.
 
     Args:
@@ -71,7 +75,11 @@ def resolve(source: Source, *, format: Format = "auto", key: str = "data.source"
         ConfigError: the store's library is not installed.
     """
     found: dict[str, tuple[Any, str]] = {}
-    for entry in [source] if isinstance(source, str) else source:
+    datasets: list[SourceFile] = []
+    for entry in source if isinstance(source, list) else [source]:
+        if isinstance(entry, DatasetSource):
+            datasets.append(_dataset_file(entry))
+            continue
         try:
             fs, path = fsspec.core.url_to_fs(entry)
             for file in _expand(fs, path.rstrip("/"), format, f"{key}: {entry}"):
@@ -90,12 +98,45 @@ def resolve(source: Source, *, format: Format = "auto", key: str = "data.source"
             raise DataError(
                 f"{key}: {entry}: cannot read it ({_said(error)}); check address and credentials"
             ) from error
-    if not found:
+    if not found and not datasets:
         raise DataError(f"{key}: names no file; give a file, a glob or a folder")
     labels = _labels([path for _, path in found.values()])
-    return [
+    files = [
         _source_file(fs, path, label, format, key) for (fs, path), label in zip(found.values(), labels, strict=True)
     ]
+    return files + datasets
+
+
+def _dataset_file(source: DatasetSource) -> SourceFile:
+    label = f"{source.dataset}/{source.split}"
+    return SourceFile(None, label, label, "dataset", 0, load_dataset(source)._fingerprint, source)
+
+
+def load_dataset(source: DatasetSource) -> Any:
+    """A split of a data set: downloaded where a network allows, or read from a folder.
+
+    Raises:
+        DataError: there is none with this name, configuration or split.
+    """
+    return _load_dataset(source.dataset, source.config, source.split, source.revision)
+
+
+@functools.cache
+def _load_dataset(name: str, config: str | None, split: str, revision: str | None) -> Any:
+    import datasets  # heavy, and needed by nothing else
+
+    datasets.disable_progress_bars()
+    folder = Path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # from save_to_disk
+            saved = datasets.load_from_disk(name)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the library, its reader of the format, and the network's have exceptions of their own
+        raise DataError(
+            f"dataset: {name}, split {split}: cannot load it ({_said(error)}); check the name, "
+            "`config` and `split`, and that there is a network, or give a folder"
+        ) from error
 
 
 def _said(error: Exception) -> str:
