@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from distill_ray.config.base import Config
-from distill_ray.config.data import DataConfig
+from distill_ray.config.data import DataConfig, SynthesizeDataConfig
 from distill_ray.config.engine import EngineConfig, NoEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
@@ -69,6 +69,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"teacher: the `{self.recipe.type}` recipe asks a teacher; name one (vllm, openai, hf, fake)"
             )
+        if isinstance(self.data, SynthesizeDataConfig):
+            if isinstance(self.teacher, NoEngineConfig):
+                raise ValueError("teacher: it writes the queries (data.type: synthesize); name one (vllm, openai, hf)")
+            if self.teacher.sampling.temperature == 0:
+                raise ValueError("teacher.sampling.temperature: 0 writes the same queries again and again; raise it")
         if isinstance(self.train.loss, TopkKlConfig) and not self.teacher.sampling.top_logprobs:
             raise ValueError(
                 "train.loss: topk_kl trains on the teacher's log-probabilities; set teacher.sampling.top_logprobs "

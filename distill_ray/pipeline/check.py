@@ -8,17 +8,17 @@ from collections.abc import Iterator
 
 import ray
 
-from distill_ray.config import OpenAIEngineConfig, RunConfig, VllmEngineConfig
+from distill_ray.config import OpenAIEngineConfig, RunConfig, SynthesizeDataConfig, VllmEngineConfig
 from distill_ray.config.engine import FakeEngineConfig, HfEngineConfig, NoEngineConfig
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.errors import ConfigError, DataError
 from distill_ray.models import Prompts, prompts_of, require_safetensors
-from distill_ray.pipeline.cluster import connected
+from distill_ray.pipeline.cluster import connected, engine_resources
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.generate import engine_resources
 from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.training.train import training_resources
-from distill_ray.recipes import make_recipe
+from distill_ray.recipes import Recipe, make_recipe
 
 SAMPLE_ROWS = 100
 
@@ -31,16 +31,24 @@ def check(config: RunConfig) -> Iterator[str]:
     """
     recipe = make_recipe(config.recipe)
     yield f"recipe `{config.recipe.type}`: template and context"
+    yield _check_data(config, recipe)
+    yield _check_teacher(config)
+    yield check_student(config)
+    with connected():
+        yield check_resources(config)
+
+
+def _check_data(config: RunConfig, recipe: Recipe) -> str:
+    """Its first rows, or what the teacher will be asked to write. Raises InputError."""
+    if isinstance(config.data, SynthesizeDataConfig):
+        Requests(config.data)
+        return f"data: the teacher will write {config.data.count} queries, in {config.data.calls_needed} calls or more"
     with tempfile.TemporaryDirectory(prefix="distill-ray-check-") as scratch:
         plan = plan_rows(config, recipe, RunFolder(scratch), limit=SAMPLE_ROWS)
         bad, first = _problems(RunFolder(scratch))
     if bad == plan.rows_in:
         raise DataError(f"data: none of the {bad} first rows can be used, for example {first}")
-    yield f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
-    yield _check_teacher(config)
-    yield check_student(config)
-    with connected():
-        yield check_resources(config)
+    return f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
 
 
 def check_student(config: RunConfig) -> str:

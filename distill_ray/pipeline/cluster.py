@@ -14,11 +14,15 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import ray
 import ray.data
 import ray.exceptions
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from distill_ray.config import RunConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.errors import ClusterError, ConfigError, DistillError
 from distill_ray.pipeline.folder import RunFolder
@@ -101,6 +105,35 @@ def require_resources(key: str, replicas: int, each: Mapping[str, tuple[str, flo
                 f"{key}: {replicas} with {resource_key} {amount:g} need {needed:g} {resource}s and this machine has "
                 f"{have:g}; lower {key} or {resource_key}" + (" (0 runs on the CPU)" if resource == "GPU" else "")
             )
+
+
+def engine_resources(config: RunConfig) -> dict[str, Any]:
+    """What one engine actor asks Ray for.
+
+    One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
+    executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`).
+
+    Raises:
+        ConfigError: this machine has not got it.
+    """
+    teacher = config.teacher
+    num_gpus = teacher.num_gpus
+    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
+    require_resources("teacher.replicas", teacher.replicas.min, each)
+    if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
+        return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
+    return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
+
+
+def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:
+    bundles = [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
+    group = ray.util.placement_group(bundles, strategy="PACK")
+    return {
+        "num_cpus": cpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+        ),
+    }
 
 
 def default_gpus(model: str) -> int:

@@ -18,24 +18,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 import ray.exceptions
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distill_ray.config import RunConfig, VllmEngineConfig
+from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.cluster import connected, own_error, require_resources
+from distill_ray.pipeline.cluster import connected, engine_resources, own_error
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import start_helpers
 from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import Figures, PartitionWorker
 from distill_ray.recipes import make_recipe
@@ -75,7 +74,7 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     started = time.monotonic()
     recipe = make_recipe(config.recipe)
     fingerprint = generation_fingerprint(config)
-    plan = plan_rows(config, recipe, folder, limit=limit)
+    plan = plan_rows(with_queries(config, folder, limit), recipe, folder, limit=limit)
     _clear_emptied(folder, plan)
     written = set(folder.list("examples")) & set(folder.list("rejects"))
     markers = {
@@ -219,35 +218,6 @@ def _run_partitions(
                 ) from error
             raise ours from None
     return ray.get(tally.state.remote())
-
-
-def engine_resources(config: RunConfig) -> dict[str, Any]:
-    """What one engine actor asks Ray for.
-
-    One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
-    executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`).
-
-    Raises:
-        ConfigError: this machine has not got it.
-    """
-    teacher = config.teacher
-    num_gpus = teacher.num_gpus
-    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
-    require_resources("teacher.replicas", teacher.replicas.min, each)
-    if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
-        return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
-    return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
-
-
-def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:
-    bundles = [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
-    group = ray.util.placement_group(bundles, strategy="PACK")
-    return {
-        "num_cpus": cpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
-        ),
-    }
 
 
 @contextmanager

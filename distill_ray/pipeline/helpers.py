@@ -58,7 +58,7 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
         if reward.engine is None:
             return Helpers()
         options = {"num_cpus": reward.engine.cpus, "num_gpus": reward.engine.num_gpus, "max_concurrency": 2048}
-        judge: Any = ray.remote(EngineActor).options(**options).remote(reward.engine, folder)
+        judge: Any = ray.remote(EngineActor).options(**options).remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())
         return Helpers(judge=judge)
     actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus)
@@ -94,10 +94,10 @@ class RewardActor:
 
 
 class EngineActor:
-    """Actor: one engine for all workers."""
+    """Actor: one engine for all who ask. `role` names its log."""
 
-    def __init__(self, config: EngineConfig, folder: RunFolder) -> None:
-        redirect_output(folder, f"judge-{os.getpid()}")
+    def __init__(self, config: EngineConfig, folder: RunFolder, role: str) -> None:
+        redirect_output(folder, f"{role}-{os.getpid()}")
         self._engine = make_engine(config)
         self._starting: asyncio.Task[None] | None = None
 
@@ -112,13 +112,17 @@ class EngineActor:
         await self.start()
         return await self._engine.generate(messages, sampling, first_sample=first_sample)
 
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        await self._engine.close()
+
 
 class RemoteEngine(Engine):
-    """An engine in an actor, seen from a worker."""
+    """An engine in an `EngineActor`, seen from another process. `role` is for messages."""
 
-    def __init__(self, config: EngineConfig, actor: Any) -> None:
+    def __init__(self, config: EngineConfig, actor: Any, role: str) -> None:
         self.identity = make_engine(config).identity
-        self._actor = actor
+        self._actor, self._role = actor, role
 
     async def start(self) -> None:
         """Wait until it is up."""
@@ -131,13 +135,14 @@ class RemoteEngine(Engine):
         return await self._ask(self._actor.generate.remote(list(messages), sampling, first_sample))
 
     async def close(self) -> None:
-        """The actor ends with the driver's handle."""
+        """End the engine for all who ask it."""
+        await self._ask(self._actor.close.remote())
 
     async def _ask(self, reference: Any) -> Any:
         try:
             return await reference
         except ray.exceptions.RayActorError as error:
-            raise EngineUnavailable(f"the judge's process died ({type(error).__name__}); see logs/") from error
+            raise EngineUnavailable(f"the {self._role}'s process died ({type(error).__name__}); see logs/") from error
         except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
             raise own_error(error) or error from None
 
@@ -229,7 +234,7 @@ class Roles:
         reward = self._reward
         if not isinstance(reward, JudgeRewardConfig):
             return Engines(teacher, self._scorer)
-        engine = RemoteEngine(reward.engine, self._helpers.judge) if reward.engine is not None else None
+        engine = RemoteEngine(reward.engine, self._helpers.judge, "judge") if reward.engine is not None else None
         judge = answerer(engine, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
         return Engines(teacher, JudgeScorer(reward, judge))
 

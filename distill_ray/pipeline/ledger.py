@@ -24,7 +24,7 @@ import pyarrow as pa
 from distill_ray.config.engine import SamplingConfig
 from distill_ray.engines.base import Engine
 from distill_ray.errors import EngineError, RunFolderError
-from distill_ray.pipeline.folder import RunFolder, partition_name
+from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Completion, Message
 
 KEY_BYTES = 16
@@ -58,15 +58,15 @@ class Ledger:
 
     Args:
         folder: the run folder.
-        partition: index of the partition.
+        name: of the partition, or of who else keeps its calls.
 
     Raises:
         RunFolderError: a merged file is damaged. (A torn segment cannot exist.)
     """
 
-    def __init__(self, folder: RunFolder, partition: int) -> None:
+    def __init__(self, folder: RunFolder, name: str) -> None:
         self._folder = folder
-        self._name = partition_name(partition)
+        self._name = name
         self._lock = threading.Lock()  # of the buffer
         self._writing = threading.Lock()  # of the files: a segment must not land while others are merged
         self._fresh: list[tuple[bytes, Completion]] = []  # not yet written

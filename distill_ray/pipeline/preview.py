@@ -16,11 +16,11 @@ from rich.panel import Panel
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
-from distill_ray.pipeline.cluster import connected, own_error, redirect_output
+from distill_ray.pipeline.cluster import connected, engine_resources, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.generate import engine_resources
 from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Completion, Message, Reject, Row, row_from_record
 
@@ -48,7 +48,7 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
     recipe = make_recipe(config.recipe)
     with tempfile.TemporaryDirectory(prefix="distill-ray-preview-") as scratch:
         folder = RunFolder(scratch)
-        plan_rows(config, recipe, folder, limit=num_rows)
+        plan_rows(with_queries(config, folder, num_rows), recipe, folder, limit=num_rows)
         records = [record for table in folder.read_tables("rows") for record in table.to_pylist()][:num_rows]
         rows = [row_from_record(record) for record in records if record["reject_reason"] is None]
         with connected():

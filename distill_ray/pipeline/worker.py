@@ -103,7 +103,7 @@ class PartitionWorker:
             yield {"partition": [partition]}
 
     async def _run(self, partition: int) -> None:
-        ledger = Ledger(self._folder, partition)
+        ledger = Ledger(self._folder, partition_name(partition))
         self._flusher.add(ledger)
         figures = Figures()
         samples: list[str] = []

@@ -55,7 +55,7 @@ def ledgered(
 ) -> tuple[LedgeredEngine, list]:
     calls: list = []
     on_call = lambda replayed, completions: calls.append((replayed, len(completions)))  # noqa: E731
-    ledger = Ledger(folder, 0) if ledger is None else ledger
+    ledger = Ledger(folder, "00000") if ledger is None else ledger
     return LedgeredEngine("echo", engine, sampling, ledger, engine.start, on_call), calls
 
 
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_a_call_that_was_flushed_is_replayed_by_the_next_process(folder: RunFolder) -> None:
     engine, sampling = Echo(), SamplingConfig(n=2)
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     teacher, _ = ledgered(folder, engine, sampling, ledger)
     first = asyncio.run(teacher.generate(ask("a")))
     ledger.flush()
@@ -77,7 +77,7 @@ def test_a_call_that_was_flushed_is_replayed_by_the_next_process(folder: RunFold
 
 
 def test_more_samples_pay_only_for_the_new_ones(folder: RunFolder) -> None:
-    engine, ledger = Echo(), Ledger(folder, 0)
+    engine, ledger = Echo(), Ledger(folder, "00000")
     few, _ = ledgered(folder, engine, SamplingConfig(n=2), ledger)
     many, calls = ledgered(folder, engine, SamplingConfig(n=5), ledger)
     asyncio.run(few.generate(ask("a")))
@@ -145,42 +145,42 @@ def test_whatever_changes_the_answer_changes_the_key(change: dict) -> None:
 
 
 def test_merging_keeps_every_call_once_and_drops_the_segments(folder: RunFolder) -> None:
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     for i in range(5):
         ledger.put(bytes([i]) * 16, Completion(str(i), "stop", 1, 1))
         ledger.flush()
     ledger.put(bytes([0]) * 16, Completion("0", "stop", 1, 1))
     ledger.merge()
     assert folder.list("calls") == ["00000.parquet"]
-    again = Ledger(folder, 0)
+    again = Ledger(folder, "00000")
     assert len(again) == 5
     assert {again.get(bytes([i]) * 16).text for i in range(5)} == set("01234")  # type: ignore[union-attr]
 
 
 def test_segments_left_beside_a_merged_file_are_read_and_counted_once(folder: RunFolder) -> None:
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     ledger.put(b"a" * 16, Completion("a", "stop", 1, 1))
     ledger.flush()
     segment = folder.read_bytes("calls", "00000", folder.list("calls", "00000")[0])
     ledger.merge()
     folder.write_bytes(segment, "calls", "00000", "killed-before-delete.arrow")
-    assert len(Ledger(folder, 0)) == 1
+    assert len(Ledger(folder, "00000")) == 1
 
 
 def test_top_logprobs_come_back_as_they_were(folder: RunFolder) -> None:
     ids = np.array([[5, 3], [7, 9]], dtype=np.int32)
     values = np.array([[-0.1, -2.0], [-0.5, -1.5]], dtype=np.float32)
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     ledger.put(b"k" * 16, Completion("t", "stop", 1, 2, token_ids=[5, 7], topk_ids=ids, topk_logprobs=values))
     ledger.flush()
-    back = Ledger(folder, 0).get(b"k" * 16)
+    back = Ledger(folder, "00000").get(b"k" * 16)
     assert back is not None
     np.testing.assert_array_equal(back.topk_ids, ids)
     np.testing.assert_array_equal(back.topk_logprobs, values)
 
 
 def test_a_full_disk_keeps_the_buffer_and_stops_the_paying(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     ledger.put(b"k" * 16, Completion("t", "stop", 1, 1))
 
     def full(*_: object) -> None:
@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_the_buffer_and_stops_the_paying(folder: RunFolder, mo
     flusher.remove(ledger)
     monkeypatch.undo()
     ledger.flush()
-    assert Ledger(folder, 0).get(b"k" * 16) is not None
+    assert Ledger(folder, "00000").get(b"k" * 16) is not None
 
 
 def test_a_ledger_of_another_version_is_refused_by_name(folder: RunFolder) -> None:
@@ -208,7 +208,7 @@ def test_a_ledger_of_another_version_is_refused_by_name(folder: RunFolder) -> No
 
     folder.write_table(pa.table({"key": [b"x"]}), "calls", "00000.parquet")
     with pytest.raises(RunFolderError, match="another version"):
-        Ledger(folder, 0)
+        Ledger(folder, "00000")
 
 
 @settings(max_examples=40, deadline=None)
@@ -225,7 +225,7 @@ def test_whatever_is_flushed_survives_any_sequence_of_kills(
     tmp_path_factory: pytest.TempPathFactory, steps: list
 ) -> None:
     folder = RunFolder(tmp_path_factory.mktemp("ledger"))
-    ledger = Ledger(folder, 0)
+    ledger = Ledger(folder, "00000")
     buffered: set[bytes] = set()
     safe: set[bytes] = set()
     for step, number in steps:
@@ -234,7 +234,7 @@ def test_whatever_is_flushed_survives_any_sequence_of_kills(
             ledger.put(key, Completion(str(number), "stop", 1, 1))
             buffered.add(key)
         elif step == "kill":
-            ledger, buffered = Ledger(folder, 0), set()
+            ledger, buffered = Ledger(folder, "00000"), set()
         else:
             getattr(ledger, step)()
             safe |= buffered
@@ -243,11 +243,11 @@ def test_whatever_is_flushed_survives_any_sequence_of_kills(
             completion = ledger.get(known)
             assert completion is not None
             assert completion.text == str(known[0])
-    assert {key for key in (bytes([n]) * 16 for n in range(10)) if Ledger(folder, 0).get(key)} == safe
+    assert {key for key in (bytes([n]) * 16 for n in range(10)) if Ledger(folder, "00000").get(key)} == safe
 
 
 def test_a_damaged_file_of_the_ledger_is_named_with_what_deleting_it_costs(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_bytes(b"ARROW1\0\0garbage", "calls", "00000", "ab.arrow")
     with pytest.raises(RunFolderError, match=r"calls/00000/ab.arrow: damaged .*its calls are then made again"):
-        Ledger(folder, 0)
+        Ledger(folder, "00000")
