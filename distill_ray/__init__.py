@@ -2,10 +2,11 @@
 
 The map, in the order data flows (each package may import only what stands left of it; a test checks it):
 
-    errors, records <- config <- models <- recipes | engines | student | demo <- pipeline <- cli <- jobs
+    errors, records <- plugins <- config <- models <- recipes | engines | student | demo <- pipeline <- cli <- jobs
 
 - `errors`    the exception tree; every message says what, where, the value, and what to do
 - `records`   Row, Completion, Example, Reject and their Arrow schemas: the contracts between the stages
+- `plugins`   recipes, engines, rewards, metrics and readers from other installed packages
 - `config`    pydantic models of the YAML; light: no ray, torch or vllm
 - `models`    where a model lives and how its chat template becomes token ids
 - `recipes`   what the teacher does with one row (one async function a method)

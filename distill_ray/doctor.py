@@ -10,6 +10,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+import distill_ray.config  # noqa: F401 (fills in the names that are built in)
+from distill_ray import plugins
+from distill_ray.errors import ConfigError
+
 PACKAGES = ("ray", "transformers", "deepspeed", "peft", "torch", "pyarrow", "lancedb", "openai")
 
 
@@ -25,7 +29,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at Python, packages, hardware, disk and the built-in model."""
     findings = [_python(), *map(_package, PACKAGES), _vllm(), _gpu(), _cpu(), _memory(), _disk(), _demo_model(), _hub()]
-    return findings
+    return findings + _plugins()
 
 
 def _version(package: str) -> str | None:
@@ -80,6 +84,24 @@ def _memory() -> Finding:
 def _disk() -> Finding:
     gib = shutil.disk_usage(os.getcwd()).free / 2**30
     return Finding(gib >= 2, f"disk: {gib:.0f} GiB free here", "" if gib >= 2 else "free at least 2 GiB")
+
+
+def _plugins() -> list[Finding]:
+    """Parts from other packages: whether they can be chosen and imported."""
+    findings: list[Finding] = []
+    for group in plugins.Group:
+        for name in plugins.names(group):
+            try:
+                plugins.load(group, name)
+            except ConfigError as error:
+                findings.append(Finding(False, f"plugin: {group.kind} `{name}`", str(error)))
+            else:
+                findings.append(Finding(True, f"plugin: {plugins.described(group, name)}"))
+        findings += [
+            Finding(False, f"plugin: {group.kind} {name}", "never used: a built-in part has its name; rename it")
+            for name in plugins.shadowed(group)
+        ]
+    return findings
 
 
 def _demo_model() -> Finding:

@@ -6,6 +6,9 @@ knows. Not covered by tests on this machine: a GPU, and vendors' servers (a scri
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,14 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def example_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the import path into which `tests/example_plugin` is really installed, without a network."""
+    folder = tmp_path_factory.mktemp("example_plugin")
+    source = shutil.copytree(Path(__file__).parent / "example_plugin", folder / "source")  # building writes beside it
+    offline = ["--no-index", "--no-build-isolation", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *offline]
+    subprocess.run([*command, "--target", str(folder / "installed"), str(source)], check=True)
+    return folder / "installed"

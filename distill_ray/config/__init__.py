@@ -4,8 +4,10 @@ Needs no ray, torch or vllm, so `check` answers at once on any machine. `load_co
 pydantic's errors into one `ConfigError` that names the file, the dotted key, the value and the way out.
 """
 
+from distill_ray.config.base import Config, FilePath, Pattern
 from distill_ray.config.data import DataConfig, DatasetSource, FilesDataConfig, SynthesizeDataConfig
 from distill_ray.config.engine import (
+    BaseEngineConfig,
     EngineConfig,
     FakeEngineConfig,
     HfEngineConfig,
@@ -19,6 +21,7 @@ from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
 from distill_ray.config.recipe import (
     AcceptConfig,
+    BaseRecipeConfig,
     ContextRecipeConfig,
     ContextSource,
     ParseConfig,
@@ -26,11 +29,16 @@ from distill_ray.config.recipe import (
     SelfCritiqueRecipeConfig,
     StepByStepRecipeConfig,
 )
+from distill_ray.config.reward import BaseRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.config.run import RunConfig, load_config, parse_config
 from distill_ray.config.train import DeepSpeedConfig, LoraConfig, StudentConfig, TrainConfig
 
 __all__ = [
     "AcceptConfig",
+    "BaseEngineConfig",
+    "BaseRecipeConfig",
+    "BaseRewardConfig",
+    "Config",
     "ContextRecipeConfig",
     "ContextSource",
     "DataConfig",
@@ -39,15 +47,19 @@ __all__ = [
     "EngineConfig",
     "EvaluateConfig",
     "FakeEngineConfig",
+    "FilePath",
     "FilesDataConfig",
     "GenerateConfig",
     "HfEngineConfig",
     "LoraConfig",
+    "ModelRewardConfig",
     "NoEngineConfig",
     "OpenAIEngineConfig",
     "ParseConfig",
+    "Pattern",
     "RecipeConfig",
     "Replicas",
+    "RewardConfig",
     "RunConfig",
     "SamplingConfig",
     "SelfCritiqueRecipeConfig",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import regex
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Config(BaseModel):
@@ -32,3 +33,13 @@ def _compiles(pattern: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
 """A regular expression of the `regex` package."""
+
+
+def _from_folder(path: str, info: ValidationInfo) -> str:
+    if info.context is None or "://" in path or not path.strip():
+        return path
+    return str(info.context["folder"] / Path(path).expanduser())
+
+
+FilePath = Annotated[str, AfterValidator(_from_folder)]
+"""A file or URL; a relative path starts at the config file's folder and comes back absolute."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from distill_ray.config.base import Config
+from distill_ray.plugins import Group, Name
 
 
 class DatasetSource(Config):
@@ -38,7 +39,7 @@ _Dataset = Annotated[DatasetSource, Tag("<dataset>")]
 Entry = Annotated[_File | _Dataset, Discriminator(_entry)]
 Source = Annotated[_File | _Dataset | Annotated[list[Entry], Tag("<list>")], Discriminator(_source)]
 Files = str | list[str]
-Format = Literal["auto", "jsonl", "json", "csv", "parquet", "lance"]
+Format = Annotated[Literal["auto", "jsonl", "json", "csv", "parquet", "lance"] | str, Name(Group.READERS)]
 Layout = Literal["columns", "messages", "alpaca", "sharegpt", "role_prompts"]
 
 

@@ -6,12 +6,13 @@ what an engine cannot do is refused when the YAML loads, before a GPU is rented.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_ray.config.base import Config
+from distill_ray.config.base import Config, FilePath
+from distill_ray.plugins import Group, Variants
 
 DEMO_MODEL = "demo"
 
@@ -85,7 +86,12 @@ class Replicas(Config):
         return self
 
 
-class _EngineBase(Config):
+class BaseEngineConfig(Config):
+    """What all engines have. The base of an engine from another package (`distill_ray.plugins`) too."""
+
+    if TYPE_CHECKING:
+        type: Any  # each variant's own Literal
+
     model: str = DEMO_MODEL
     """A folder, a hub id, or `demo` (the built-in tiny model)."""
 
@@ -109,13 +115,18 @@ class _EngineBase(Config):
         """GPUs per replica: none, for what needs no model here."""
         return 0
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this engine can do: answer (`generate`), and perhaps `top_logprobs`, `structured`, `score`."""
+        return frozenset({"generate"})
+
     @field_validator("replicas", mode="before")
     @classmethod
     def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:
         return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-class _LocalModel(_EngineBase):
+class _LocalModel(BaseEngineConfig):
     revision: str | None = None
     """Commit or tag of a hub model; recorded on every example."""
 
@@ -125,7 +136,7 @@ class _LocalModel(_EngineBase):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs per replica = tensor x pipeline parallel. 0 runs on CPU. Default: 0 for `demo`, else 1."""
 
-    chat_template: str | None = None
+    chat_template: FilePath | None = None
     """A Jinja file, for a model that ships none."""
 
     chat_template_kwargs: dict[str, Any] = {}
@@ -179,13 +190,8 @@ class HfEngineConfig(_LocalModel):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Requests generated together."""
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What this engine can do beside answering."""
-        return frozenset({"generate"})
 
-
-class OpenAIEngineConfig(_EngineBase):
+class OpenAIEngineConfig(BaseEngineConfig):
     """Any OpenAI-compatible URL: llama.cpp server, Ollama, a vLLM server, a vendor."""
 
     type: Literal["openai"] = "openai"
@@ -222,7 +228,7 @@ class OpenAIEngineConfig(_EngineBase):
         return frozenset({"generate", "top_logprobs", "structured"})
 
 
-class FakeEngineConfig(_EngineBase):
+class FakeEngineConfig(BaseEngineConfig):
     """Deterministic answers without a model: for tests, dry runs, and breaking things on purpose.
 
     Whether a request fails is a function of (`seed`, prompt, attempt), so a test can rely on it.
@@ -266,7 +272,7 @@ class FakeEngineConfig(_EngineBase):
         return frozenset({"generate", "structured"})
 
 
-class NoEngineConfig(_EngineBase):
+class NoEngineConfig(BaseEngineConfig):
     """Nobody: for a recipe whose answers are in the data. The default there."""
 
     type: Literal["none"] = "none"
@@ -278,6 +284,6 @@ class NoEngineConfig(_EngineBase):
 
 
 EngineConfig = Annotated[
-    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig | NoEngineConfig,
-    Field(discriminator="type"),
+    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig | NoEngineConfig | BaseEngineConfig,
+    Variants(Group.ENGINES),
 ]

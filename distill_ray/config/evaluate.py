@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_ray.config.base import Config
+from distill_ray.plugins import Group, Name
 
-Metric = Literal["exact_match", "agreement", "token_f1", "equation", "reward", "loss"]
+Metric = Annotated[
+    Literal["exact_match", "agreement", "token_f1", "equation", "reward", "loss"] | str, Name(Group.METRICS)
+]
 
 
 class EvaluateConfig(Config):

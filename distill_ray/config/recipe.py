@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config, Pattern
+from distill_ray.config.base import Config, FilePath, Pattern
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
+from distill_ray.plugins import Group, Variants
+
+
+class BaseRecipeConfig(Config):
+    """What all recipes have. The base of a recipe from another package (`distill_ray.plugins`) too.
+
+    A field `reward: RewardConfig` is found here by the stages, which then give the recipe a scorer.
+    """
+
+    if TYPE_CHECKING:
+        type: Any  # each variant's own Literal
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is asked for anything."""
+        return True
 
 
 class ContextSource(Config):
@@ -16,7 +32,7 @@ class ContextSource(Config):
     text: str | None = None
     """The context itself."""
 
-    file: str | None = None
+    file: FilePath | None = None
     """A text file; a relative path starts at the config file's folder."""
 
     column: str | None = None
@@ -64,7 +80,7 @@ DEFAULT_REFUSALS = [
 ]
 
 
-class ContextRecipeConfig(Config):
+class ContextRecipeConfig(BaseRecipeConfig):
     """Context distillation: answer with a long context in view, learn to answer without it.
 
     Papers: Askell et al. 2021 (arXiv 2112.00861, section 2.3), Snell et al. 2022 (arXiv 2209.15189).
@@ -90,11 +106,6 @@ class ContextRecipeConfig(Config):
     refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; an answer in which one is found is a reject (`refused`). [] turns the check off."""
 
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether the teacher is asked for anything."""
-        return True
-
 
 class WorkedExample(Config):
     """One worked problem, shown to the teacher: chain of thought (Wei et al. 2022, arXiv 2201.11903)."""
@@ -104,7 +115,7 @@ class WorkedExample(Config):
     label: str
 
 
-class StepByStepRecipeConfig(Config):
+class StepByStepRecipeConfig(BaseRecipeConfig):
     """Distilling Step-by-Step: the teacher's rationales as a second task beside the label.
 
     Paper: Hsieh et al. 2023 (arXiv 2305.02301, section 3). The loss of an optimizer step is
@@ -207,7 +218,7 @@ class FinishedChains(Config):
     """Column with the revision's reward."""
 
 
-class SelfCritiqueRecipeConfig(Config):
+class SelfCritiqueRecipeConfig(BaseRecipeConfig):
     """Distilled Self-Critique: draft, critique, revise; the student learns accepted revisions directly.
 
     Paper: Distilled Self-Critique of LLMs with Synthetic Data (arXiv 2312.01957).
@@ -268,5 +279,6 @@ class SelfCritiqueRecipeConfig(Config):
 
 
 RecipeConfig = Annotated[
-    ContextRecipeConfig | StepByStepRecipeConfig | SelfCritiqueRecipeConfig, Field(discriminator="type")
+    ContextRecipeConfig | StepByStepRecipeConfig | SelfCritiqueRecipeConfig | BaseRecipeConfig,
+    Variants(Group.RECIPES),
 ]

@@ -21,7 +21,8 @@ def reference() -> str:
     parts = [
         "# Configuration",
         "Made by `python -m distill_ray.config.reference`; a test keeps it in step with the code. Unknown keys are "
-        "errors. `--set dotted.key=value` overrides any of them. Relative paths start at the config file's folder.",
+        "errors. `--set dotted.key=value` overrides any of them. Relative paths start at the config file's folder. "
+        "A `type`, a metric or a format may also be that of [another package](extending.md).",
     ]
     for path, model in _sections("", RunConfig):
         parts += [f"## {path}" if path else "## Top level", _first_paragraph(model), _table(model)]
@@ -33,6 +34,8 @@ def _sections(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseMod
     found: list[tuple[str, type[BaseModel]]] = [(path, model)]
     for name, field in _own_first(model):
         below = _models(field.annotation)
+        if len(below) > 1:  # a union ends with the base of variants that other packages bring
+            below = [model for model in below if "type" in model.model_fields]
         for child in below:
             kind = child.model_fields.get("type")
             variant = f" (type: {kind.default})" if kind is not None and len(below) > 1 else ""
@@ -70,7 +73,10 @@ def _type_name(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        names = [_type_name(a) for a in arguments if a is not type(None)]
+        is_of_names = any(typing.get_origin(a) is typing.Literal for a in arguments)
+        names = [
+            "a plugin's name" if a is str and is_of_names else _type_name(a) for a in arguments if a is not type(None)
+        ]
         return " or ".join(dict.fromkeys(names))
     origin = typing.get_origin(annotation)
     if origin in (list, dict):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distill_ray.config.base import Config, Pattern
 from distill_ray.config.engine import EngineConfig
+from distill_ray.plugins import Group, Variants
 
 
-class _ModelReward(Config):
-    """A transformers model, on actors of its own."""
+class BaseRewardConfig(Config):
+    """The base of all rewards, of those from another package (`distill_ray.plugins`) too."""
+
+    if TYPE_CHECKING:
+        type: Any  # each variant's own Literal
+
+
+class ModelRewardConfig(BaseRewardConfig):
+    """A model, on actors of its own."""
 
     model: str
     """A folder, a hub id, `demo-sentiment` or `demo-names`."""
@@ -35,7 +43,7 @@ class _ModelReward(Config):
     """Texts per forward pass."""
 
 
-class ClassifierRewardConfig(_ModelReward):
+class ClassifierRewardConfig(ModelRewardConfig):
     """A text classifier: the mean of the labels' scores, weighted by their probabilities."""
 
     type: Literal["classifier"] = "classifier"
@@ -47,13 +55,13 @@ class ClassifierRewardConfig(_ModelReward):
     """Give the classifier the query too, as the first text of a pair."""
 
 
-class RewardModelConfig(_ModelReward):
+class RewardModelConfig(ModelRewardConfig):
     """A scalar reward model (a sequence classifier with one output) over the chat template."""
 
     type: Literal["reward_model"] = "reward_model"
 
 
-class EntitiesRewardConfig(_ModelReward):
+class EntitiesRewardConfig(ModelRewardConfig):
     """Named entities, fewer is better: minus their number (consecutive pieces of one name count once)."""
 
     type: Literal["entities"] = "entities"
@@ -62,7 +70,7 @@ class EntitiesRewardConfig(_ModelReward):
     """Kinds of entities that count, without the B- and I- of the tagging scheme."""
 
 
-class RegexRewardConfig(Config):
+class RegexRewardConfig(BaseRewardConfig):
     """A pattern: its number of matches times `score`."""
 
     type: Literal["regex"] = "regex"
@@ -77,7 +85,7 @@ class RegexRewardConfig(Config):
     """Matches that count at most."""
 
 
-class LengthRewardConfig(Config):
+class LengthRewardConfig(BaseRewardConfig):
     """Length: minus the distance from `target`."""
 
     type: Literal["length"] = "length"
@@ -114,7 +122,7 @@ Answer B:
 Which is better: more helpful, correct and harmless? Think briefly, then end with [[A]], [[B]], or [[C]] for a tie."""
 
 
-class JudgeRewardConfig(Config):
+class JudgeRewardConfig(BaseRewardConfig):
     """A language model that rates. Zheng et al. 2023 (arXiv 2306.05685): ratings, or comparisons in both orders."""
 
     type: Literal["judge"] = "judge"
@@ -150,6 +158,7 @@ RewardConfig = Annotated[
     | EntitiesRewardConfig
     | RegexRewardConfig
     | LengthRewardConfig
-    | JudgeRewardConfig,
-    Field(discriminator="type"),
+    | JudgeRewardConfig
+    | BaseRewardConfig,
+    Variants(Group.REWARDS),
 ]

@@ -19,8 +19,10 @@ from distill_ray.config.engine import EngineConfig, NoEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
 from distill_ray.config.recipe import ContextRecipeConfig, RecipeConfig
+from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import ConfigError
+from distill_ray.plugins import Group, packages
 
 
 class RunConfig(Config):
@@ -81,6 +83,17 @@ class RunConfig(Config):
             )
         return self
 
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Who answers, and what asks and scores, where other packages bring it: "recipe shout" -> "PACKAGE VERSION"."""
+        reward = getattr(self.recipe, "reward", None)
+        parts: list[tuple[Group, Any]] = [(Group.RECIPES, self.recipe), (Group.ENGINES, self.teacher)]
+        if isinstance(reward, BaseRewardConfig):
+            parts += [(Group.REWARDS, reward)]
+        if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
+            parts += [(Group.ENGINES, reward.engine)]
+        return packages((group, part.type) for group, part in parts)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load and check a YAML file.
@@ -119,9 +132,10 @@ def parse_config(
     for override in overrides:
         _apply_override(raw, override)
     _set_default_types(raw)
-    _make_paths_absolute(raw, (base or Path()).resolve())
+    folder = (base or Path()).resolve()
+    _make_paths_absolute(raw, folder)
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         lines = list(dict.fromkeys(_explain(detail) for detail in error.errors()))
         raise ConfigError(f"{where}: " + "\n  ".join(lines)) from error
@@ -193,16 +207,13 @@ def _number_or_text(text: str) -> float | str:
         return text
 
 
-# Keys whose value may be a path, and may also be something else (a hub id, a URL).
+# Keys whose value is a path or a list of them; those of one path say so by their type (`FilePath`).
 _PATH_KEYS = (
     ("data", "source"),
     ("data", "validation"),
     ("data", "test"),
     ("data", "role_prompts"),
     ("data", "seeds_file"),
-    ("recipe", "context", "file"),
-    ("teacher", "chat_template"),
-    ("student", "chat_template"),
 )
 _MODEL_KEYS = (
     ("teacher", "model"),
@@ -243,7 +254,7 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    unions = {"data", "recipe", "teacher", "loss"}  # behind their name pydantic puts that of the variant
+    unions = {"data", "recipe", "reward", "teacher", "engine", "loss"}  # behind their name pydantic puts the variant's
     before = ["", *map(str, detail["loc"])]
     parts = [part for previous, part in itertools.pairwise(before) if previous not in unions and part[:1] != "<"]
     value = detail.get("input")

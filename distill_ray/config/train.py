@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config
+from distill_ray.config.base import Config, FilePath
 from distill_ray.config.engine import DEMO_MODEL
 
 
@@ -44,7 +44,7 @@ class StudentConfig(Config):
     trust_remote_code: bool = False
     """Runs code that ships with the model. Leave it off unless you have read that code."""
 
-    chat_template: str | None = None
+    chat_template: FilePath | None = None
     """A Jinja file, for a model that ships none."""
 
     chat_template_kwargs: dict[str, Any] = {}

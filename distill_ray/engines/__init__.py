@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from distill_ray import plugins
 from distill_ray.config.engine import EngineConfig
 from distill_ray.engines.base import Engine
 from distill_ray.errors import ConfigError
@@ -38,11 +39,15 @@ ENGINE_CLASSES: dict[str, tuple[str, str]] = {
 
 
 def make_engine(config: EngineConfig) -> Engine:
-    """Build the engine that `config.type` names. Cheap: no model is loaded before `start`.
+    """Build the engine that `config.type` names, here or in another package (`distill_ray.plugins`).
+
+    Cheap: no model is loaded before `start`.
 
     Raises:
         ConfigError: the package that it needs is not installed.
     """
+    if config.type not in ENGINE_CLASSES:
+        return plugins.make(plugins.Group.ENGINES, config, Engine)
     module, name = ENGINE_CLASSES[config.type]
     try:
         engine_class = getattr(import_module(module), name)

@@ -11,6 +11,7 @@ import ray
 from distill_ray.config import OpenAIEngineConfig, RunConfig, SynthesizeDataConfig, VllmEngineConfig
 from distill_ray.config.engine import FakeEngineConfig, HfEngineConfig, NoEngineConfig
 from distill_ray.config.train import TopkKlConfig
+from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DataError
 from distill_ray.models import Prompts, prompts_of, require_safetensors
 from distill_ray.pipeline.cluster import connected, engine_resources
@@ -98,6 +99,8 @@ def _check_teacher(config: RunConfig) -> str:
                 f"run `export {teacher.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
             )
         return f"teacher `{teacher.model}` at {teacher.base_url}: key is set (the server was not asked)"
+    if not isinstance(teacher, VllmEngineConfig | HfEngineConfig):  # of another package, which knows what to look at
+        return f"teacher `{teacher.type}`: {make_engine(teacher).identity} (nothing else was checked)"
     prompts_of(teacher, key="teacher.model")
     if not (isinstance(teacher, VllmEngineConfig) and "load_format" in teacher.engine_kwargs):
         require_safetensors(teacher.model, key="teacher.model")

@@ -137,7 +137,7 @@ def _teachers_answer(config: RunConfig, example: dict[str, Any]) -> str:
     """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label."""
     if isinstance(config.recipe, StepByStepRecipeConfig):
         return example["teacher_answer"] or ""
-    return example["completion"]
+    return example["completion"] if example["teacher_answer"] is None else example["teacher_answer"]
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

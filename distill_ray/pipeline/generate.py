@@ -37,7 +37,7 @@ from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import Figures, PartitionWorker
-from distill_ray.recipes import make_recipe
+from distill_ray.recipes import RECIPES, make_recipe
 from distill_ray.records import SCHEMA_VERSION
 
 # Keys that change how fast the teacher answers, not what.
@@ -100,12 +100,16 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
 
 
 def generation_fingerprint(config: RunConfig) -> str:
-    """Hash of all that decides what a row's examples are: recipe, context file, teacher, sampling, schema."""
+    """Hash of all that decides what a row's examples are: recipe, context file, teacher, sampling, schema; of other
+    packages the version."""
     recipe = make_recipe(config.recipe)
     teacher = config.teacher.model_dump(exclude=_EXECUTION_KEYS)
     template = getattr(config.teacher, "chat_template", None)
     parts = [SCHEMA_VERSION, recipe.fingerprint, make_engine(config.teacher).identity, teacher]
     parts += [Path(template).read_text(encoding="utf-8") if template else None]
+    if config.plugins:  # their code may change with their version; a recipe of ours hashes its keys itself
+        is_ours = config.recipe.type in RECIPES
+        parts += [config.plugins, None if is_ours else config.recipe.model_dump(mode="json")]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 

@@ -18,7 +18,7 @@ import ray.exceptions
 
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.config.engine import EngineConfig
-from distill_ray.config.reward import JudgeRewardConfig, LengthRewardConfig, RegexRewardConfig, RewardConfig
+from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
@@ -42,7 +42,8 @@ class Helpers:
 
 def reward_of(config: RunConfig) -> RewardConfig | None:
     """The reward of the recipe, where it has one."""
-    return getattr(config.recipe, "reward", None)
+    reward = getattr(config.recipe, "reward", None)
+    return reward if isinstance(reward, BaseRewardConfig) else None
 
 
 def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
@@ -52,15 +53,13 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
         ConfigError: a model or a label that does not exist.
     """
     reward = reward_of(config)
-    if reward is None or isinstance(reward, RegexRewardConfig | LengthRewardConfig):
-        return Helpers()
-    if isinstance(reward, JudgeRewardConfig):
-        if reward.engine is None:
-            return Helpers()
+    if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = {"num_cpus": reward.engine.cpus, "num_gpus": reward.engine.num_gpus, "max_concurrency": 2048}
         judge: Any = ray.remote(EngineActor).options(**options).remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())
         return Helpers(judge=judge)
+    if not isinstance(reward, ModelRewardConfig):
+        return Helpers()  # nothing to load: it is scored where the row is
     actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus)
     actors: list[Any] = [actor.remote(reward, folder) for _ in range(reward.replicas)]
     for handle in actors:

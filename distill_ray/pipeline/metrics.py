@@ -7,14 +7,19 @@ Shape suffix: N rows, B resamples.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from distill_ray import plugins
+from distill_ray.errors import DistillError
+from distill_ray.pipeline.equations import equation_match
 
 MAX_LABELS = 30
 MAX_LABEL_CHARS = 60
@@ -40,6 +45,37 @@ def token_f1(answer: str, expected: str) -> float:
         return float(answer_words == expected_words)
     num_same = sum((Counter(answer_words) & Counter(expected_words)).values())
     return 2 * num_same / (len(answer_words) + len(expected_words))
+
+
+METRICS: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "equation": equation_match,
+}
+
+
+def metric_of(name: str) -> Callable[[str, str], float]:
+    """The metric of an answer against what is expected: ours, or that of another package (`distill_ray.plugins`).
+
+    Raises:
+        ConfigError: there is none of this name. The metric itself raises DistillError where a plugin's fails.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    function = plugins.load(plugins.Group.METRICS, name)
+
+    def checked(answer: str, expected: str) -> float:
+        try:
+            value = float(function(answer, expected))
+        except Exception as error:
+            who = plugins.described(plugins.Group.METRICS, name)
+            raise DistillError(f"{who} failed on the answer {answer[:200]!r}: {plugins.why(error)}") from error
+        if not math.isfinite(value):
+            who = plugins.described(plugins.Group.METRICS, name)
+            raise DistillError(f"{who} gave {value} for the answer {answer[:200]!r}; a metric gives a finite number")
+        return value
+
+    return checked
 
 
 def _words(text: str) -> list[str]:

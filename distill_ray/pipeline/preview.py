@@ -105,7 +105,7 @@ def _answer(config: RunConfig, folder: RunFolder, rows: list[Row], helpers: Help
         assert isinstance(watched, _Watched)
         try:
             result = await make_recipe(config.recipe).distill(row, engines)
-        except (RequestRejected, TransientEngineError) as error:
+        except (RequestRejected, RowError, TransientEngineError) as error:
             return [answer.text for answer in watched.answers], f"(nothing: {error})"
         if isinstance(result, Reject):
             learned = f"(nothing: {result.reason.value}: {result.detail})"

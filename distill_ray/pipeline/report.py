@@ -107,7 +107,7 @@ def _result(metrics: Mapping[str, Any]) -> str:
 def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """One row per metric that anybody has, then the length of prompts."""
     rows = []
-    for name, title in METRICS.items():
+    for name, title in _titles(metrics).items():
         figures = [_figure(metrics.get(role), name) for role in ROLES]
         if any(figure != NOT_THERE for figure in figures):
             rows.append([title, *figures])
@@ -118,6 +118,13 @@ def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     saving = f"{after:.1f} ({_saving(before, after)} fewer)"
     return [*rows, ["prompt tokens per request", f"{before:.1f}", f"{after:.1f}", saving]]
+
+
+def _titles(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What the rows are called: ours, then the metrics of other packages by their own names."""
+    names = [name for role in ROLES for name in metrics.get(role) or {}]
+    theirs = [name for name in names if f"{name}_low" in names and name not in METRICS]
+    return {**METRICS, **{name: name for name in theirs}}
 
 
 def _figure(figures: Mapping[str, float] | None, name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from distill_ray import plugins
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, Interrupted
 from distill_ray.pipeline.cluster import connected
@@ -73,4 +74,4 @@ def versions() -> dict[str, str]:
     for package in _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return found
+    return found | plugins.versions()

@@ -7,15 +7,14 @@ teacher has an `exact_match` only where rows have references; `agreement` always
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
-from distill_ray.pipeline.equations import equation_match
-from distill_ray.pipeline.metrics import confusion, exact_match, interval, token_f1
+from distill_ray.pipeline.metrics import confusion, exact_match, interval, metric_of, token_f1
 
 STUDENTS = ("before", "after")
 REWARDED = ("draft", "teacher", "student_before", "student_after")
@@ -96,7 +95,7 @@ def _expected(row: Mapping[str, Any]) -> str:
 def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Against the references, on the rows that have one; None if none has."""
     judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
-    return _with_intervals(config, _compared(judged)) if judged else None
+    return _with_intervals(config, _compared(config, judged)) if judged else None
 
 
 def _score_rewards(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]] | None:
@@ -117,7 +116,7 @@ def _score_student(
     if all(row[f"student_{when}"] is None for row in rows):
         return None
     answers = [row[f"student_{when}"] or "" for row in rows]
-    values = _compared(list(zip(answers, expected, strict=True)))
+    values = _compared(config, list(zip(answers, expected, strict=True)))
     values["agreement"] = [
         exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
     ]
@@ -125,12 +124,10 @@ def _score_student(
     return _with_intervals(config, values)
 
 
-def _compared(pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
-    compare: dict[str, Callable[[str, str], float]] = {
-        "exact_match": exact_match,
-        "token_f1": token_f1,
-        "equation": equation_match,
-    }
+def _compared(config: RunConfig, pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
+    """The metrics that hold an answer against a text; the others of `evaluate.metrics` are computed elsewhere."""
+    asked_for = [name for name in config.evaluate.metrics if name not in ("agreement", "reward", "loss")]
+    compare = {name: metric_of(name) for name in dict.fromkeys(["exact_match", *asked_for])}
     return {name: [function(*pair) for pair in pairs] for name, function in compare.items()}
 
 

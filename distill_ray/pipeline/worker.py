@@ -18,7 +18,7 @@ from typing import Any
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
-from distill_ray.errors import DistillError, RequestRejected, TransientEngineError
+from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
 from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import Helpers, Roles
@@ -126,7 +126,7 @@ class PartitionWorker:
         def ledgered(engine: Engine | None, sampling: SamplingConfig) -> LedgeredEngine:
             ready = self._ready if engine is None else engine.start
             engine = engine or self._engine
-            name = engine.identity.partition(":")[2]
+            name = engine.identity.partition(":")[2] or engine.identity
             return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
 
         return self._roles.engines(ledgered)
@@ -183,6 +183,8 @@ class PartitionWorker:
             try:
                 result = await self._recipe.distill(row, engines)
             except RequestRejected as error:
+                return _reject(record, "generate", RejectReason(error.reason), error.detail)
+            except RowError as error:
                 return _reject(record, "generate", RejectReason(error.reason), error.detail)
             except TransientEngineError as error:
                 return _reject(record, "generate", RejectReason.ENGINE_ERROR, str(error))

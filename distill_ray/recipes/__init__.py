@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from distill_ray import plugins
 from distill_ray.config import RecipeConfig
 from distill_ray.recipes.base import Answerer, Engines, Recipe
 from distill_ray.recipes.context import ContextRecipe
@@ -28,12 +29,14 @@ RECIPES: dict[str, Callable[[Any], Recipe]] = {
 
 
 def make_recipe(config: RecipeConfig) -> Recipe:
-    """Build the recipe that `recipe.type` names.
+    """Build the recipe that `recipe.type` names, here or in another package (`distill_ray.plugins`).
 
     Raises:
         ConfigError: what the config names (a template, a file) cannot be used.
     """
-    return RECIPES[config.type](config)
+    if config.type in RECIPES:
+        return RECIPES[config.type](config)
+    return plugins.make(plugins.Group.RECIPES, config, Recipe)
 
 
 __all__ = [

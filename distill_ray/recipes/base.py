@@ -73,5 +73,5 @@ class Recipe(Protocol):
         ...
 
     async def distill(self, row: Row, engines: Engines) -> list[Example] | Reject:
-        """Ask the engines and turn their answers into examples."""
+        """Ask the engines and turn their answers into examples. Raises RowError: a reject with its reason."""
         ...

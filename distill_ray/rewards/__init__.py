@@ -14,6 +14,7 @@ Importing this package loads no torch; `make_reward` loads the module of its kin
 
 from __future__ import annotations
 
+from distill_ray import plugins
 from distill_ray.config.reward import (
     ClassifierRewardConfig,
     EntitiesRewardConfig,
@@ -21,6 +22,7 @@ from distill_ray.config.reward import (
     LengthRewardConfig,
     RegexRewardConfig,
     RewardConfig,
+    RewardModelConfig,
 )
 from distill_ray.rewards.base import Reward
 from distill_ray.rewards.text import LengthReward, RegexReward
@@ -29,7 +31,9 @@ __all__ = ["Reward", "make_reward"]
 
 
 def make_reward(config: RewardConfig) -> Reward:
-    """Build a reward, its model loaded. Not for `judge`, which asks an engine (`judge.JudgeReward`).
+    """Build a reward, ours or another package's (`distill_ray.plugins`), its model loaded.
+
+    Not for `judge`, which asks an engine (`judge.JudgeReward`).
 
     Raises:
         ConfigError: there is no such model, or it has not the labels that the config names.
@@ -39,8 +43,12 @@ def make_reward(config: RewardConfig) -> Reward:
         return RegexReward(config)
     if isinstance(config, LengthRewardConfig):
         return LengthReward(config)
+    if not isinstance(config, ClassifierRewardConfig | EntitiesRewardConfig | RewardModelConfig):
+        return plugins.make(plugins.Group.REWARDS, config, Reward)
     from distill_ray.rewards.models import ClassifierReward, EntitiesReward, ScalarReward
 
     if isinstance(config, ClassifierRewardConfig):
         return ClassifierReward(config)
-    return EntitiesReward(config) if isinstance(config, EntitiesRewardConfig) else ScalarReward(config)
+    if isinstance(config, EntitiesRewardConfig):
+        return EntitiesReward(config)
+    return ScalarReward(config)

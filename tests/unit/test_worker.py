@@ -148,3 +148,19 @@ def test_equal_queries_share_one_call_and_each_row_has_its_example(tmp_path: Pat
     state = run_worker(config_of(tmp_path, ["same"] * 10 + ["other"]), folder).state()
     assert state["calls"] == 2
     assert sum(table.num_rows for table in folder.read_tables("examples")) == 11
+
+
+def test_a_recipe_of_another_package_may_raise_why_a_row_is_no_good(
+    tmp_path: Path, example_plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(example_plugin)
+    config = config_of(tmp_path, [f"query {i}" for i in range(20)], empty_rate=0.5, answer="{{ query }}!")
+    recipe = {"type": "best_of", "reward": {"type": "length", "target": 2}}
+    config = parse_config({**config.model_dump(mode="json"), "recipe": recipe})
+    folder = RunFolder(tmp_path / "run")
+    run_worker(config, folder)
+    examples = [record for table in folder.read_tables("examples") for record in table.to_pylist()]
+    rejects = [record for table in folder.read_tables("rejects") for record in table.to_pylist()]
+    assert {e["completion"] for e in examples} < {f"query {i}!" for i in range(20)}
+    assert {(r["stage"], r["reason"]) for r in rejects} == {("generate", "empty_answer")}
+    assert len(examples) + len(rejects) == 20

@@ -33,6 +33,7 @@ from distill_ray.pipeline.planning.planner import Planner
 from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
 from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
+from distill_ray.plugins import Group, packages
 from distill_ray.recipes.base import Recipe
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 
@@ -191,11 +192,14 @@ def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limi
         "schema": SCHEMA_VERSION,
         "files": files,
         "data": config.data.model_dump(mode="json"),
-        "query": config.recipe.query,
+        "query": getattr(config.recipe, "query", None),
         "columns": sorted(recipe.columns),
         "reference": config.evaluate.reference,
         "limit": limit,
     }
+    readers = packages((Group.READERS, file.format) for _, file in named)
+    if readers or config.plugins:  # their code reads the rows, or renders the queries
+        state["plugins"] = [readers, config.plugins, config.recipe.model_dump(mode="json")]
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Rows out of one file: JSON lines, a JSON array, CSV, Parquet, Lance. All of them stream.
+"""Rows out of one file: JSON lines, a JSON array, CSV, Parquet, Lance, or a plugin's format. All of them stream.
 
 A bad row is data: it comes as a SourceRow with `error` set and the raw text kept, and reading goes on. A file
 that is bad as a whole (damaged, empty, another encoding) is a DataError that names it.
@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distill_ray import plugins
 from distill_ray.errors import DataError, NoReadableRow
 from distill_ray.pipeline.planning.sources import TEXT_FORMATS, SourceFile, load_dataset
-from distill_ray.pipeline.planning.textfile import array_elements, lines, objects
+from distill_ray.pipeline.planning.textfile import array_elements, lines, objects, opened
 from distill_ray.recipes.template import kind_of
 from distill_ray.records import Message, to_json
 
@@ -56,7 +57,7 @@ def read_rows(file: SourceFile, encoding: str = "utf-8") -> Iterator[SourceRow]:
     num_rows = num_readable = 0
     first_error = ""
     with _translated(file):
-        for number, columns, error in _READERS[file.format](file, encoding):
+        for number, columns, error in _READERS.get(file.format, _read_with_plugin)(file, encoding):
             text, problem = _as_json(columns)
             if problem is not None:
                 columns, error = {"raw": text}, problem
@@ -245,6 +246,21 @@ def _lance_dataset(file: SourceFile) -> Any:
     import lance  # here, since it loads a large library that other formats do not need
 
     return lance.dataset(file.url)
+
+
+def _read_with_plugin(file: SourceFile, encoding: str) -> Iterator[Item]:
+    """The rows of a reader of another package (`distill_ray.plugins`), which gets the unpacked bytes."""
+    read = plugins.load(plugins.Group.READERS, file.format)
+    try:
+        with opened(file) as raw:
+            for number, row in enumerate(read(raw), start=1):
+                if isinstance(row, dict):
+                    yield number, row, None
+                else:
+                    yield number, {"raw": to_json(row)}, f"row {number} is not a dict but {kind_of(row)}"
+    except Exception as error:  # whatever foreign code raises for a file that it cannot read
+        reader = plugins.described(plugins.Group.READERS, file.format)
+        raise DataError(f"{file.url}: {reader} cannot read it: {plugins.why(error)}") from error
 
 
 _READERS: dict[str, Callable[[SourceFile, str], Iterator[Item]]] = {

@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 
+from distill_ray import plugins
 from distill_ray.config.data import DatasetSource, Files, Format, Source
 from distill_ray.errors import ConfigError, DataError, DistillError
 
@@ -206,9 +207,12 @@ def _lance_version(fs: Any, path: str) -> str:
 
 
 def _format_of(path: str) -> str | None:
-    """Format by ending; `.gz` counts only behind a text format."""
+    """Format by ending; `.gz` counts only behind a text format, and that of a reader of another package."""
     name = path.removesuffix(".gz")
-    format = FORMAT_BY_ENDING.get(os.path.splitext(name)[1].lower())
+    ending = os.path.splitext(name)[1].lower()
+    format = FORMAT_BY_ENDING.get(ending)
+    if format is None and ending[1:] in plugins.names(plugins.Group.READERS):
+        return ending[1:]
     return format if name == path or format in TEXT_FORMATS else None
 
 
@@ -240,7 +244,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _known_endings() -> str:
-    return ", ".join(FORMAT_BY_ENDING)
+    return ", ".join([*FORMAT_BY_ENDING, *(f".{name}" for name in plugins.names(plugins.Group.READERS))])
 
 
 def _is_local(fs: Any) -> bool:
