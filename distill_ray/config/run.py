@@ -15,10 +15,15 @@ from pydantic_core import ErrorDetails
 
 from distill_ray.config.base import Config
 from distill_ray.config.data import DataConfig
-from distill_ray.config.engine import EngineConfig, NoEngineConfig
+from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineConfig, OpenAIEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
-from distill_ray.config.recipe import ContextRecipeConfig, RecipeConfig
+from distill_ray.config.recipe import (
+    ContextRecipeConfig,
+    RecipeConfig,
+    SelfCritiqueRecipeConfig,
+    StepByStepRecipeConfig,
+)
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import ConfigError
 
@@ -74,7 +79,25 @@ class RunConfig(Config):
                 "train.loss: topk_kl trains on the teacher's log-probabilities; set teacher.sampling.top_logprobs "
                 "(20 is a good start)"
             )
+        if isinstance(self.train.loss, TopkKlConfig):
+            self._soft_targets_arrive()
         return self
+
+    def _soft_targets_arrive(self) -> None:
+        """Refuse what would be found out when everything is paid: that no example has soft targets."""
+        if isinstance(self.recipe, SelfCritiqueRecipeConfig | StepByStepRecipeConfig):
+            raise ValueError(
+                f"train.loss: the examples of the `{self.recipe.type}` recipe have no soft targets, which topk_kl "
+                "trains on; take cross_entropy, or the `context` recipe"
+            )
+        if isinstance(self.teacher, OpenAIEngineConfig):
+            missing = [name for name in TOKEN_ID_SWITCHES if not self.teacher.extra_body.get(name)]
+            if missing:
+                raise ValueError(
+                    "train.loss: topk_kl needs the teacher's tokens as ids, which an OpenAI-compatible server gives "
+                    f"only when asked, and so far only vLLM's does; set {' and '.join(missing)} to true in "
+                    "teacher.extra_body, or take cross_entropy"
+                )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -238,7 +261,8 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    unions = {"data", "recipe", "teacher", "loss"}  # behind their name pydantic puts that of the variant
+    # behind their name pydantic puts that of the variant
+    unions = {"data", "recipe", "teacher", "loss", "reward", "engine"}
     before = ["", *map(str, detail["loc"])]
     parts = [part for previous, part in itertools.pairwise(before) if previous not in unions and part[:1] != "<"]
     value = detail.get("input")

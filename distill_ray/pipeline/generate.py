@@ -117,6 +117,12 @@ def generated_with(config: RunConfig) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
+def is_generated(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether a generation with this config has come to its end here. (New rows, or more of them, may be asked yet.)"""
+    manifest = folder.manifest()
+    return bool(manifest.get("generation_complete")) and manifest.get("generated_with") == generated_with(config)
+
+
 def _forget_figures(folder: RunFolder, made_with: str) -> None:
     """The manifest of an earlier generation does not describe one that is under way."""
     names = {field.name for field in dataclasses.fields(Generation)} - {"seconds"} | {"recipe_figures"}
