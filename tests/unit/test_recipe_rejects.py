@@ -1,6 +1,7 @@
 """What teachers, judges and rewards say that cannot be used: counted rejects, each with its reason.
 
-The actor of the generation stage with the fake engine, without Ray. A judge without an engine of its own is the teacher.
+The actor of the generation stage with the fake engine, without Ray. A judge without an engine of its own is the
+teacher.
 """
 
 from __future__ import annotations
