@@ -25,7 +25,7 @@ from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import engine_resources
-from distill_ray.pipeline.helpers import reward_of
+from distill_ray.pipeline.helpers import require_helpers, reward_of
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import make_recipe
@@ -80,6 +80,7 @@ def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
 def check_resources(config: RunConfig) -> str:
     """What the stages ask Ray for, held against what there is. Raises ConfigError."""
     engine_resources(config)
+    require_helpers(config)
     training_resources(config)
     resources = ray.cluster_resources()
     return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"
