@@ -112,6 +112,7 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
         f"+ rejected {result.rows_rejected}{rejects}"
     )
     console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
+    _say_recipe_figures(folder)
     _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
 
 
@@ -277,9 +278,17 @@ def _finish(metrics: dict, root: str) -> None:
             f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
             f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
         )
+        _say_recipe_figures(RunFolder(root))
     else:
         console.print("[yellow]generation was stopped before its end:[/yellow] these are the figures of what there is")
     _wrote(_shown(root), "ask", _shown(root), "...")
+
+
+def _say_recipe_figures(folder: RunFolder) -> None:
+    from distill_ray.pipeline.recipe_figures import figure_lines
+
+    for line in figure_lines(folder.manifest().get("recipe_figures", {})):
+        console.print(line, markup=False)
 
 
 def _shown(root: str) -> str:

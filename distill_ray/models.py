@@ -250,22 +250,36 @@ def prompts_of(config: ModelSection, *, key: str) -> Prompts:
     Raises:
         ConfigError: no tokenizer there, or a causal model without a chat template.
     """
-    if config.chat_template is None and _is_encoder_decoder(config, key):
+    if config.chat_template is None and is_encoder_decoder(config, key=key):
         tokenizer = _load_tokenizer(config.model, config.revision, config.trust_remote_code, key)
         if not tokenizer.chat_template:
             return PlainPrompts(tokenizer)
     return ChatTokenizer.of(config, key=key)
 
 
-def _is_encoder_decoder(config: ModelSection, key: str) -> bool:
+def is_encoder_decoder(config: ModelSection, *, key: str) -> bool:
+    """Whether a section of the config names a model like T5. Raises ConfigError: it cannot be loaded."""
+    return bool(load_model_config(config, key=key).is_encoder_decoder)
+
+
+def load_model_config(config: Any, *, key: str) -> Any:
+    """The config.json of the model that a section (`model`, `revision`, `trust_remote_code`) names.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from transformers import AutoConfig
 
     path = resolve_model(config.model, key=key)
     try:
-        loaded = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: cannot load {config.model} ({_first_line(error)})") from error
-    return bool(loaded.is_encoder_decoder)
+
+
+def load_tokenizer(config: Any, *, key: str) -> Any:
+    """The tokenizer of the model that a section names. Raises ConfigError: there is none."""
+    return _load_tokenizer(config.model, config.revision, config.trust_remote_code, key)
 
 
 def _load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:

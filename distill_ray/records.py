@@ -115,6 +115,7 @@ class Example:
     reference: str | None = None
     teacher_answer: str | None = None  # what the teacher itself said, where the completion is the data's own label
     draft: str | None = None  # what the completion is a revision of
+    accepted: bool | None = None  # whether a reward preferred it to the draft; of the test split both kinds are kept
     reward_before: float | None = None
     reward_after: float | None = None
     completion_ids: list[int] | None = None
@@ -174,6 +175,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("reference", _TEXT),
         ("teacher_answer", _TEXT),
         ("draft", _TEXT),
+        ("accepted", pa.bool_()),
         ("reward_before", pa.float32()),
         ("reward_after", pa.float32()),
         ("completion_ids", pa.list_(pa.int32())),

@@ -15,6 +15,8 @@ from distill_ray.config.base import Config, FilePath
 from distill_ray.plugins import Group, Variants
 
 DEMO_MODEL = "demo"
+OPENAI_TOP_LOGPROBS = 20  # https://platform.openai.com/docs/api-reference/chat/create (top_logprobs)
+TOKEN_ID_SWITCHES = ("return_token_ids", "return_tokens_as_token_ids")  # of a vLLM server, in extra_body
 
 
 class StructuredOutput(Config):
@@ -171,6 +173,16 @@ class VllmEngineConfig(_LocalModel):
         return frozenset({"generate", "top_logprobs", "structured", "score"})
 
     @model_validator(mode="after")
+    def _logprobs_are_allowed(self) -> VllmEngineConfig:
+        most, asked = self.engine_kwargs.get("max_logprobs", -1), self.sampling.top_logprobs  # -1: no limit, as in vLLM
+        if isinstance(most, int) and 0 <= most < asked:
+            raise ValueError(
+                f"sampling.top_logprobs is {asked} but engine_kwargs allows max_logprobs {most}; leave max_logprobs "
+                "out: it is raised as far as needed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parallelism_fills_the_gpus(self) -> VllmEngineConfig:
         tensor = self.engine_kwargs.get("tensor_parallel_size", 0)
         pipeline = self.engine_kwargs.get("pipeline_parallel_size", 1)
@@ -210,6 +222,15 @@ class OpenAIEngineConfig(BaseEngineConfig):
 
     extra_body: dict[str, Any] = {}
     """Sent with every request as it is, for server-specific parameters."""
+
+    @model_validator(mode="after")
+    def _logprobs_are_allowed(self) -> OpenAIEngineConfig:
+        if urlsplit(self.base_url).hostname == "api.openai.com" and self.sampling.top_logprobs > OPENAI_TOP_LOGPROBS:
+            raise ValueError(
+                f"sampling.top_logprobs is {self.sampling.top_logprobs}, and OpenAI's API gives {OPENAI_TOP_LOGPROBS} "
+                "at most; lower it"
+            )
+        return self
 
     @field_validator("base_url")
     @classmethod

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill_ray.config.base import Config, Pattern
-from distill_ray.config.engine import EngineConfig
+from distill_ray.config.engine import EngineConfig, NoEngineConfig
 from distill_ray.plugins import Group, Variants
 
 
@@ -149,6 +149,8 @@ class JudgeRewardConfig(BaseRewardConfig):
     def _has_a_scale(self) -> JudgeRewardConfig:
         if self.lowest >= self.highest:
             raise ValueError(f"lowest ({self.lowest:g}) is not below highest ({self.highest:g})")
+        if isinstance(self.engine, NoEngineConfig):
+            raise ValueError("engine.type none is nobody; name an engine that judges, or leave `engine` out")
         return self
 
 

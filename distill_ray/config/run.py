@@ -15,10 +15,15 @@ from pydantic_core import ErrorDetails
 
 from distill_ray.config.base import Config
 from distill_ray.config.data import DataConfig, SynthesizeDataConfig
-from distill_ray.config.engine import EngineConfig, NoEngineConfig
+from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineConfig, OpenAIEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
-from distill_ray.config.recipe import ContextRecipeConfig, RecipeConfig
+from distill_ray.config.recipe import (
+    ContextRecipeConfig,
+    RecipeConfig,
+    SelfCritiqueRecipeConfig,
+    StepByStepRecipeConfig,
+)
 from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import ConfigError
@@ -81,6 +86,8 @@ class RunConfig(Config):
                 "train.loss: topk_kl trains on the teacher's log-probabilities; set teacher.sampling.top_logprobs "
                 "(20 is a good start)"
             )
+        if isinstance(self.train.loss, TopkKlConfig):
+            self._soft_targets_arrive()
         return self
 
     @property
@@ -93,6 +100,22 @@ class RunConfig(Config):
         if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
             parts += [(Group.ENGINES, reward.engine)]
         return packages((group, part.type) for group, part in parts)
+
+    def _soft_targets_arrive(self) -> None:
+        """Refuse what would be found out when everything is paid: that no example has soft targets."""
+        if isinstance(self.recipe, SelfCritiqueRecipeConfig | StepByStepRecipeConfig):
+            raise ValueError(
+                f"train.loss: the examples of the `{self.recipe.type}` recipe have no soft targets, which topk_kl "
+                "trains on; take cross_entropy, or the `context` recipe"
+            )
+        if isinstance(self.teacher, OpenAIEngineConfig):
+            missing = [name for name in TOKEN_ID_SWITCHES if not self.teacher.extra_body.get(name)]
+            if missing:
+                raise ValueError(
+                    "train.loss: topk_kl needs the teacher's tokens as ids, which an OpenAI-compatible server gives "
+                    f"only when asked, and so far only vLLM's does; set {' and '.join(missing)} to true in "
+                    "teacher.extra_body, or take cross_entropy"
+                )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -30,7 +30,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
-from distill_ray.config.engine import OpenAIEngineConfig, SamplingConfig
+from distill_ray.config.engine import TOKEN_ID_SWITCHES, OpenAIEngineConfig, SamplingConfig
 from distill_ray.engines.base import Engine
 from distill_ray.engines.limiter import AdaptiveLimiter
 from distill_ray.engines.openai_errors import ErrorTranslator, WrongMaxTokensName
@@ -82,6 +82,7 @@ class OpenAIEngine(Engine):
         self._errors = ErrorTranslator(config, key="")  # `start` reads the key
         self._max_tokens_name = "max_tokens"
         self._refuses_n = False
+        self._has_given_logprobs = False
 
     async def start(self) -> None:
         """Read the key and list the models, which costs nothing and shows a wrong URL or key."""
@@ -176,12 +177,35 @@ class OpenAIEngine(Engine):
         async def attempt() -> list[Completion]:
             answer = await self._try_chat(body | {self._max_tokens_name: sampling.max_tokens} | self.config.extra_body)
             try:
-                return completions(answer, first_sample, num_samples, sampling.top_logprobs)
+                samples = completions(answer, first_sample, num_samples, sampling.top_logprobs)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 message = f"the server's answer is not what the protocol says ({type(error).__name__})"
                 raise TransientEngineError(message) from error
+            if sampling.top_logprobs and not self._has_given_logprobs:
+                self._require_logprobs(samples)
+            return samples
 
         return await self._retrying(self.config.max_retries)(attempt)
+
+    def _require_logprobs(self, samples: Sequence[Completion]) -> None:
+        """Look at the first answers for what was asked for, so that a server that cannot give it is not paid for all.
+
+        Raises:
+            EngineUnavailable: log-probabilities are missing, or ids that `extra_body` asks for.
+        """
+        for sample in samples:
+            if not sample.text:
+                continue
+            missing = "log-probabilities (sampling.top_logprobs)" if sample.topk_logprobs is None else None
+            for name, found in zip(TOKEN_ID_SWITCHES, (sample.token_ids, sample.topk_ids), strict=True):
+                if missing is None and self.config.extra_body.get(name) and found is None:
+                    missing = f"token ids (extra_body.{name})"
+            if missing is not None:
+                raise EngineUnavailable(
+                    f"{self.config.base_url}: the server answers without {missing} for the model {self.config.model}; "
+                    "take another server or model, or set top_logprobs to 0 and train with cross_entropy"
+                )
+            self._has_given_logprobs = True
 
     async def _try_chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """One POST in a limiter's slot, with the client's errors translated."""
@@ -265,12 +289,12 @@ def _read_key(name: str | None) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise ConfigError(
-            f"teacher.api_key_env: the environment variable {name} is not set; run `export {name}=...`, "
+            f"api_key_env: the environment variable {name} is not set; run `export {name}=...`, "
             "or give `api_key_env: null` for a server that asks for no key"
         )
     # The HTTP library would put such a header into its error message.
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"teacher.api_key_env: the value of {name} holds characters that no key has; set it again")
+        raise ConfigError(f"api_key_env: the value of {name} holds characters that no key has; set it again")
     return key
 
 

@@ -9,17 +9,29 @@ from collections.abc import Iterator
 import ray
 
 from distill_ray.config import OpenAIEngineConfig, RunConfig, SynthesizeDataConfig, VllmEngineConfig
-from distill_ray.config.engine import FakeEngineConfig, HfEngineConfig, NoEngineConfig
+from distill_ray.config.engine import EngineConfig, FakeEngineConfig, HfEngineConfig, NoEngineConfig
+from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardModelConfig
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DataError
-from distill_ray.models import Prompts, prompts_of, require_safetensors
+from distill_ray.models import (
+    Prompts,
+    is_encoder_decoder,
+    load_model_config,
+    load_tokenizer,
+    prompts_of,
+    require_safetensors,
+)
 from distill_ray.pipeline.cluster import connected, engine_resources
+from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.helpers import require_helpers, reward_of
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import Recipe, make_recipe
+from distill_ray.rewards.judge import JudgeReward
+from distill_ray.rewards.labels import OwnModelReward, require_chat_template, require_head, require_labels
 
 SAMPLE_ROWS = 100
 
@@ -33,7 +45,7 @@ def check(config: RunConfig) -> Iterator[str]:
     recipe = make_recipe(config.recipe)
     yield f"recipe `{config.recipe.type}`: template and context"
     yield _check_data(config, recipe)
-    yield _check_teacher(config)
+    yield from check_engines(config)
     yield check_student(config)
     with connected():
         yield check_resources(config)
@@ -57,6 +69,7 @@ def check_student(config: RunConfig) -> str:
     student = config.student
     prompts = prompts_of(student, key="student.model")
     require_safetensors(student.model, key="student.model")
+    require_evaluation_engine(config)
     if isinstance(config.train.loss, TopkKlConfig) and isinstance(config.teacher, VllmEngineConfig | HfEngineConfig):
         _require_same_tokens(prompts_of(config.teacher, key="teacher.model"), prompts)
     return f"student `{student.model}`: tokenizer, chat template and weights"
@@ -76,6 +89,7 @@ def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
 def check_resources(config: RunConfig) -> str:
     """What the stages ask Ray for, held against what there is. Raises ConfigError."""
     engine_resources(config)
+    require_helpers(config)
     training_resources(config)
     resources = ray.cluster_resources()
     return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"
@@ -88,24 +102,51 @@ def _problems(folder: RunFolder) -> tuple[int, str]:
     return len(bad), "{source}: {reject_reason}: {reject_detail}".format(**bad[0]) if bad else ""
 
 
-def _check_teacher(config: RunConfig) -> str:
-    teacher = config.teacher
-    if isinstance(teacher, FakeEngineConfig | NoEngineConfig):
-        return f"teacher `{teacher.type}`"
-    if isinstance(teacher, OpenAIEngineConfig):
-        if teacher.api_key_env and not os.environ.get(teacher.api_key_env):
+def check_engines(config: RunConfig) -> Iterator[str]:
+    """Who is asked: the teacher, and the reward where the recipe has one. Raises ConfigError."""
+    yield f"teacher {_check_engine(config.teacher, 'teacher')}"
+    reward = reward_of(config)
+    if reward is not None:
+        yield f"reward {_check_reward(reward)}"
+
+
+def _check_reward(reward: RewardConfig) -> str:
+    if isinstance(reward, JudgeRewardConfig):
+        JudgeReward(reward)  # its prompt
+        if reward.engine is None:
+            return "`judge`: the teacher"
+        return f"`judge`: {_check_engine(reward.engine, 'recipe.reward.engine')}"
+    if not isinstance(reward, OwnModelReward):
+        return f"`{reward.type}`"
+    key = "recipe.reward.model"
+    loaded = load_model_config(reward, key=key)
+    require_head(reward, loaded.architectures or ())
+    require_labels(reward, loaded.id2label)
+    tokenizer = load_tokenizer(reward, key=key)
+    if isinstance(reward, RewardModelConfig):
+        require_chat_template(reward, tokenizer.chat_template)
+    require_safetensors(reward.model, key=key)
+    return f"`{reward.type}`: {reward.model} has {', '.join(loaded.id2label.values())}"
+
+
+def _check_engine(engine: EngineConfig, key: str) -> str:
+    """What an engine needs before it starts. `key` is the dotted config key of its section."""
+    if isinstance(engine, FakeEngineConfig | NoEngineConfig):
+        return f"`{engine.type}`"
+    if isinstance(engine, OpenAIEngineConfig):
+        if engine.api_key_env and not os.environ.get(engine.api_key_env):
             raise ConfigError(
-                f"teacher.api_key_env: the environment variable {teacher.api_key_env} is not set; "
-                f"run `export {teacher.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
+                f"{key}.api_key_env: the environment variable {engine.api_key_env} is not set; "
+                f"run `export {engine.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
             )
-        return f"teacher `{teacher.model}` at {teacher.base_url}: key is set (the server was not asked)"
-    if not isinstance(teacher, VllmEngineConfig | HfEngineConfig):  # of another package, which knows what to look at
-        return f"teacher `{teacher.type}`: {make_engine(teacher).identity} (nothing else was checked)"
-    prompts_of(teacher, key="teacher.model")
-    if not (isinstance(teacher, VllmEngineConfig) and "load_format" in teacher.engine_kwargs):
-        require_safetensors(teacher.model, key="teacher.model")
-    where = f"{teacher.num_gpus} GPUs per replica" if teacher.num_gpus else "CPU"
-    pool = (
-        f", {teacher.replicas.min} to {teacher.replicas.max} replicas" if isinstance(teacher, VllmEngineConfig) else ""
-    )
-    return f"teacher `{teacher.model}` on {teacher.type}: tokenizer and chat template; {where}{pool}"
+        return f"`{engine.model}` at {engine.base_url}: key is set (the server was not asked)"
+    if not isinstance(engine, VllmEngineConfig | HfEngineConfig):  # of another package, which knows what to look at
+        return f"`{engine.type}`: {make_engine(engine).identity} (nothing else was checked)"
+    prompts_of(engine, key=f"{key}.model")
+    if isinstance(engine, VllmEngineConfig) and is_encoder_decoder(engine, key=f"{key}.model"):
+        raise ConfigError(f"{key}: vLLM runs no encoder-decoder models, and {engine.model} is one; take type hf")
+    if not (isinstance(engine, VllmEngineConfig) and "load_format" in engine.engine_kwargs):
+        require_safetensors(engine.model, key=f"{key}.model")
+    where = f"{engine.num_gpus} GPUs per replica" if engine.num_gpus else "CPU"
+    pool = f", {engine.replicas.min} to {engine.replicas.max} replicas" if isinstance(engine, VllmEngineConfig) else ""
+    return f"`{engine.model}` on {engine.type}: tokenizer and chat template; {where}{pool}"

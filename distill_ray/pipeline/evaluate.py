@@ -25,7 +25,7 @@ from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, StepBy
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
-from distill_ray.models import prompts_of
+from distill_ray.models import is_encoder_decoder, prompts_of
 from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
@@ -51,6 +51,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     started = time.monotonic()
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
+    require_evaluation_engine(config)
     _require_these_examples(config, folder)
     require_current_student(config, folder)
     rows, unanswered = _held_out_rows(config, folder, limit)
@@ -66,6 +67,15 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
     write_report(folder, config)
     return metrics
+
+
+def require_evaluation_engine(config: RunConfig) -> None:
+    """Refuse an engine that cannot run the student. Raises ConfigError."""
+    if config.evaluate.engine == "vllm" and is_encoder_decoder(config.student, key="student.model"):
+        raise ConfigError(
+            f"evaluate.engine: vLLM runs no encoder-decoder models, and student.model {config.student.model} is one; "
+            "set evaluate.engine: hf"
+        )
 
 
 def _require_these_examples(config: RunConfig, folder: RunFolder) -> None:

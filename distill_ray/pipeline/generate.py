@@ -34,6 +34,7 @@ from distill_ray.pipeline.helpers import start_helpers
 from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.recipe_figures import recipe_figures
 from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.worker import Figures, PartitionWorker
@@ -119,9 +120,15 @@ def generated_with(config: RunConfig) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
+def is_generated(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether a generation with this config has come to its end here. (New rows, or more of them, may be asked yet.)"""
+    manifest = folder.manifest()
+    return bool(manifest.get("generation_complete")) and manifest.get("generated_with") == generated_with(config)
+
+
 def _forget_figures(folder: RunFolder, made_with: str) -> None:
     """The manifest of an earlier generation does not describe one that is under way."""
-    names = {field.name for field in dataclasses.fields(Generation)} - {"seconds"}
+    names = {field.name for field in dataclasses.fields(Generation)} - {"seconds"} | {"recipe_figures"}
     manifest = {name: value for name, value in folder.manifest().items() if name not in names}
     folder.write_json({**manifest, "generation_complete": False, "generated_with": made_with}, "manifest.json")
 
@@ -292,6 +299,7 @@ def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation
     manifest["seeds"] = {**manifest.get("seeds", {}), "sampling": config.teacher.sampling.seed}
     manifest |= {"generation_complete": True, "generated_with": generated_with(config)}
     manifest["engine_retries"] = state.get("engine_retries", 0)
+    manifest["recipe_figures"] = recipe_figures(config, folder)
     if state:  # a rerun that finds everything done keeps the seconds of the run that did the work
         seconds = {"engine_start": state["engine_start_s"], "generate_work": state["work_s"]}
         manifest["seconds"] = {**manifest.get("seconds", {}), "generate": generation.seconds, **seconds}

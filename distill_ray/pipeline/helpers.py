@@ -22,7 +22,7 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.cluster import own_error, redirect_output
+from distill_ray.pipeline.cluster import own_error, redirect_output, require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
@@ -46,12 +46,37 @@ def reward_of(config: RunConfig) -> RewardConfig | None:
     return reward if isinstance(reward, BaseRewardConfig) else None
 
 
+def require_helpers(config: RunConfig) -> None:
+    """Say at once what a Ray of our own can never give to the reward: Ray would wait for it for ever.
+
+    Raises:
+        ConfigError: this machine has too little, for the reward alone or beside the teacher.
+    """
+    reward = reward_of(config)
+    if isinstance(reward, JudgeRewardConfig):
+        if reward.engine is None:
+            return
+        key, replicas, cpus, gpus = "recipe.reward.engine", 1, reward.engine.cpus, reward.engine.num_gpus
+    elif isinstance(reward, ModelRewardConfig):
+        key, replicas, cpus, gpus = "recipe.reward", reward.replicas, reward.cpus, reward.gpus
+    else:
+        return
+    require_resources(key, replicas, {"CPU": (f"{key}.cpus", cpus), "GPU": (f"{key}.gpus", float(gpus))})
+    teacher = config.teacher
+    together = {
+        "CPU": ("the CPUs of both", replicas * cpus + teacher.replicas.min * teacher.cpus),
+        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher.num_gpus)),
+    }
+    require_resources(f"teacher beside {key}", 1, together)
+
+
 def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     """Start what the recipe's reward needs, and wait until it is loaded.
 
     Raises:
-        ConfigError: a model or a label that does not exist.
+        ConfigError: a model or a label that does not exist, or this machine has no room for it.
     """
+    require_helpers(config)
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = {"num_cpus": reward.engine.cpus, "num_gpus": reward.engine.num_gpus, "max_concurrency": 2048}

@@ -18,6 +18,7 @@ from distill_ray.config import FilesDataConfig, RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.markdown import cell, code, table, text_table
 from distill_ray.pipeline.progress import duration
+from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
 
 ROLES = {
     "teacher": "teacher, with context",
@@ -48,6 +49,7 @@ def write_report(folder: RunFolder, config: RunConfig) -> None:
         ("Result", _result(metrics)),
         ("What was run", _what_was_run(config)),
         ("Rows", _rows(manifest)),
+        ("What the teacher gave", _recipe_figures(manifest)),
         ("Training", _training(folder, manifest)),
         ("Who is taken for whom", _confusion(metrics)),
         ("Worst examples", _worst(folder, config)),
@@ -184,6 +186,25 @@ def _rows(manifest: Mapping[str, Any]) -> str:
     if in_training := manifest.get("train", {}).get("rejects"):
         text += f"\n\n{in_training} examples were too long to train on (see `train/`)."
     return text
+
+
+def _recipe_figures(manifest: Mapping[str, Any]) -> str:
+    figures = manifest.get("recipe_figures", {})
+    text = "\n\n".join(f"{line[0].upper()}{line[1:]}." for line in figure_lines(figures))
+    revisions = figures.get("revisions", {})
+    if not revisions.get("scored"):
+        return text
+    shown = {"mean": "mean", **{name: _quantile_title(name, share) for name, share in QUANTILES.items()}}
+    rows = [
+        [f"reward {when}", *(f"{revisions[f'reward_{when}'][name]:.4g}" for name in shown)]
+        for when in ("before", "after")
+    ]
+    note = f"Over all {revisions['scored']} scored chains, accepted or not. 10 %: a tenth of them is at or below it."
+    return f"{text}\n\n{table(['', *shown.values()], rows)}\n\n{note}"
+
+
+def _quantile_title(name: str, share: float) -> str:
+    return name if share in (0.0, 1.0) else f"{100 * share:.0f} %"
 
 
 def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:

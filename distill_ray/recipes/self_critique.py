@@ -29,7 +29,7 @@ from distill_ray.records import Answered, Completion, Example, Message, Reject, 
 
 @dataclass(slots=True)
 class Chain:
-    """What came of one draft. `current` is the draft until a revision is accepted."""
+    """What came of one draft. `current` is the draft until a revision is accepted. Without a reward they are NaN."""
 
     draft: str
     current: str
@@ -166,7 +166,7 @@ class SelfCritiqueRecipe:
         if given is not None:
             return given
         if engines.reward is None:
-            return 0.0, 0.0  # accept: always, and nothing to compare by
+            return math.nan, math.nan  # accept: always, and nothing to compare by
         messages = tuple(self.student_messages(row))
         before, after = await engines.reward.score_pair(
             Answered(messages, chain.current), Answered(messages, chain.last)
@@ -225,9 +225,14 @@ class SelfCritiqueRecipe:
             sample_index=sample.sample_index if sample else 0,
             reference=row.reference,
             draft=chain.draft,
-            reward_before=chain.reward_draft,
-            reward_after=chain.reward_current if is_accepted else chain.reward_last,
+            accepted=is_accepted,
+            reward_before=_number_or_none(chain.reward_draft),
+            reward_after=_number_or_none(chain.reward_current if is_accepted else chain.reward_last),
         )
+
+
+def _number_or_none(reward: float) -> float | None:
+    return None if math.isnan(reward) else reward
 
 
 def _said(text: str) -> Message:

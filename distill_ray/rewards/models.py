@@ -6,7 +6,6 @@ safetensors only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,13 @@ from distill_ray.config.reward import ClassifierRewardConfig, EntitiesRewardConf
 from distill_ray.errors import ConfigError
 from distill_ray.models import resolve_model
 from distill_ray.records import Answered
+from distill_ray.rewards.labels import (
+    OwnModelReward,
+    kind_of_entity,
+    require_chat_template,
+    require_head,
+    require_labels,
+)
 
 # Shape suffixes: B texts of a batch, T positions, L labels.
 
@@ -29,7 +35,7 @@ class _ModelReward:
 
     auto: str
 
-    def __init__(self, config: ClassifierRewardConfig | RewardModelConfig | EntitiesRewardConfig) -> None:
+    def __init__(self, config: OwnModelReward) -> None:
         import transformers
 
         path = resolve_model(config.model, key="recipe.reward.model")
@@ -44,6 +50,8 @@ class _ModelReward:
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"recipe.reward.model: cannot load {config.model} ({first_line})") from error
         self.labels: dict[int, str] = self.model.config.id2label
+        require_head(config, self.model.config.architectures or ())
+        require_labels(config, self.labels)
 
     @torch.inference_mode()
     def _logits(self, texts: Sequence[Any]) -> list[tuple[torch.Tensor, Any]]:
@@ -80,12 +88,6 @@ class ClassifierReward(_ModelReward):
     def __init__(self, config: ClassifierRewardConfig) -> None:
         super().__init__(config)
         self._with_prompt = config.with_prompt
-        unknown = sorted(config.labels.keys() - set(self.labels.values()))
-        if unknown:
-            raise ConfigError(
-                f"recipe.reward.labels: {config.model} has no label {', '.join(map(repr, unknown))}; it has: "
-                f"{', '.join(self.labels.values())}"
-            )
         self._scores_L = torch.tensor([config.labels.get(self.labels[i], 0.0) for i in range(len(self.labels))])
 
     def score(self, batch: Sequence[Answered]) -> list[float]:
@@ -105,13 +107,7 @@ class ScalarReward(_ModelReward):
 
     def __init__(self, config: RewardModelConfig) -> None:
         super().__init__(config)
-        if len(self.labels) != 1:
-            raise ConfigError(
-                f"recipe.reward.model: {config.model} has {len(self.labels)} outputs, a reward model has one; take "
-                "type classifier and give each label a score"
-            )
-        if not self.tokenizer.chat_template:
-            raise ConfigError(f"recipe.reward.model: {config.model} has no chat template; a reward model needs one")
+        require_chat_template(config, self.tokenizer.chat_template)
 
     def score(self, batch: Sequence[Answered]) -> list[float]:
         """One number per answer."""
@@ -139,13 +135,6 @@ class EntitiesReward(_ModelReward):
 
     def __init__(self, config: EntitiesRewardConfig) -> None:
         super().__init__(config)
-        known = {_kind(label) for label in self.labels.values()} - {"O"}
-        unknown = sorted(set(config.labels) - known)
-        if unknown:
-            raise ConfigError(
-                f"recipe.reward.labels: {config.model} has no label {', '.join(map(repr, unknown))}; it has: "
-                f"{', '.join(sorted(known))}"
-            )
         self._wanted = set(config.labels)
 
     def score(self, batch: Sequence[Answered]) -> list[float]:
@@ -168,15 +157,11 @@ class EntitiesReward(_ModelReward):
         """Runs of pieces of one wanted kind; a B- inside a run begins another entity only where I- would go on."""
         count, running = 0, ""
         for label in labels:
-            kind = _kind(label)
+            kind = kind_of_entity(label)
             if kind in self._wanted and kind != running:
                 count += 1
             running = kind if kind in self._wanted else ""
         return count
-
-
-def _kind(label: str) -> str:
-    return re.sub(r"^[BIES]-", "", label)
 
 
 def _length(text: Any) -> int:

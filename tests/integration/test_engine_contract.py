@@ -32,11 +32,16 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks.waste import engine_cores
+from distill_ray.config import parse_config
 from distill_ray.config.engine import EngineConfig, SamplingConfig, StructuredOutput, VllmEngineConfig
+from distill_ray.demo import INSTRUCTION_PATH
 from distill_ray.engines import Engine, make_engine
 from distill_ray.engines.vllm import VllmEngine
 from distill_ray.errors import RequestRejected
 from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.generate import generate
+from distill_ray.pipeline.training.train import train
 from distill_ray.records import Completion, Message, RejectReason
 from tests.unit.scripted_server import ScriptedServer
 
@@ -393,6 +398,53 @@ def test_the_ids_that_a_student_is_trained_on_are_those_of_vllms_own_chat_path(s
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as response:
             assert json.load(response)["tokens"] == chat.prompt_ids(messages)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_soft_targets_of_vllms_own_server_end_in_a_trained_student(subject: Subject, tmp_path: Path) -> None:
+    if subject.name != "openai-vllm":
+        pytest.skip("asks vLLM's own server")
+    rows = [{"id": f"r{i}", "text": f"Guten Morgen, wo ist Bahnhof {i}?"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(
+        {
+            "recipe": {"type": "context", "context": {"file": str(INSTRUCTION_PATH)}},
+            "data": {"source": "rows.jsonl", "id": "id", "holdout": 0, "validation_holdout": 0},
+            "teacher": {
+                **subject.config.model_dump(),
+                "api_key_env": None,
+                "cpus": 0.5,
+                "sampling": {"temperature": 0.0, "max_tokens": 60, "top_logprobs": 8},
+            },
+            "train": {
+                "loss": {"type": "topk_kl"},
+                "max_steps": 4,
+                "learning_rate": 1e-3,
+                "warmup_ratio": 0,
+                "max_tokens_per_batch": 4096,
+                "cpus_per_worker": 0.5,
+                "threads_per_worker": 1,
+            },
+        },
+        base=tmp_path,
+    )
+    folder = RunFolder(tmp_path / "run")
+    result = generate(config, folder)
+    assert (result.rows_with_examples, result.rejects) == (12, {})
+    figures = folder.manifest()["recipe_figures"]["soft_targets"]
+    assert (figures["k"], figures["examples_without"]) == (8, 0)
+    assert figures["tokens"] == result.completion_tokens
+    assert 0.9 < figures["mass"] <= 1.0
+    chat = ChatTokenizer(str(DEMO_MODEL_PATH))
+    for table in folder.read_tables("examples"):
+        for example in table.to_pylist():
+            assert example["completion_ids"] == chat.completion_ids(example["completion"])  # its end included
+            assert np.shape(example["topk_ids"]) == (len(example["completion_ids"]), 8)
+    figures = train(config, folder)
+    assert (figures["examples"], figures["rejects"]) == (12, 0)
+    lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
 
 
 def test_vllm_starts_again_when_its_own_process_dies_and_asks_again_what_was_in_flight(subject: Subject) -> None:

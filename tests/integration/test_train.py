@@ -27,9 +27,12 @@ from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.training.train import train
 from distill_ray.records import Example, Split, examples_table
+from distill_ray.student.batches import plan_epoch
+from distill_ray.student.tokens import Tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 160
+ALPHA = 0.7
 TRAIN = {
     "epochs": 2,
     "learning_rate": 3e-3,
@@ -65,8 +68,8 @@ def make_examples(count: int, split: Split) -> Iterator[Example]:
     for i in range(count):
         word = "".join(rng.choices("abcdef", k=rng.randint(2, 30)))
         messages: list[Any] = [{"role": "user", "content": word}]
-        yield Example(f"{split}-{i:03}", split, messages, word[0].upper(), task="label")
-        yield Example(f"{split}-{i:03}", split, messages, word[::-1], task="rationale", weight=0.5)
+        yield Example(f"{split}-{i:03}", split, messages, word[0].upper(), task="label", weight=ALPHA)
+        yield Example(f"{split}-{i:03}", split, messages, word[::-1], task="rationale", weight=1 - ALPHA)
 
 
 def make_folder(path: Path) -> RunFolder:
@@ -81,6 +84,37 @@ def curve(folder: RunFolder) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm of every step; the last line of a step counts."""
     lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines if "loss" in line}
+
+
+def step_by_step_loss(folder: RunFolder, model: Path) -> float:
+    """Of the first step, by plain transformers: alpha x mean of the labels + (1 - alpha) x mean of the rationales."""
+    from transformers import AutoModelForCausalLM
+
+    [place] = [path for path in folder.local("train").glob("tokens-*") if path.is_dir()]
+    tokens = Tokens(place / "train")
+    lengths, rows = tokens.lengths_E, tokens.rows_E
+    [first, *_] = plan_epoch(lengths, rows, max_tokens=TRAIN["max_tokens_per_batch"], num_parts=2, seed=0, epoch=0)
+    student = AutoModelForCausalLM.from_pretrained(model).eval()
+    sums = {"label": [0.0, 0], "rationale": [0.0, 0]}
+    for example in first:
+        ids = torch.from_numpy(tokens.ids(example).astype("int64"))[None]
+        labels = ids.clone()
+        labels[:, : tokens.prompt_tokens_E[example]] = -100
+        count = int(tokens.completion_tokens_E[example])
+        task = tokens.task_names[tokens.tasks_E[example]]
+        with torch.no_grad():
+            sums[task][0] += student(input_ids=ids, labels=labels).loss.item() * count
+        sums[task][1] += count
+    label, rationale = (total / count for total, count in sums.values())
+    return ALPHA * label + (1 - ALPHA) * rationale
+
+
+def test_the_first_loss_is_that_of_distilling_step_by_step(
+    trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path
+) -> None:
+    """Here with gradient accumulation; two workers are held against it below, T5 in test_recipes.py."""
+    folder, _ = trained
+    assert curve(folder)[1][0] == pytest.approx(step_by_step_loss(folder, tiny_model), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +192,7 @@ def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
     assert all(line.startswith("train: ") for line in output.err.splitlines()), output.err
     two, one = curve(folder), curve(trained[0])
     assert len(two) == len(one)
+    assert two[1][0] == pytest.approx(step_by_step_loss(folder, tiny_model), abs=1e-5)
     for step in range(1, 21):  # rounding apart, which training then magnifies
         assert two[step] == pytest.approx(one[step], abs=2e-5, rel=2e-5)
 

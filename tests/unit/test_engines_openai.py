@@ -479,6 +479,54 @@ def test_token_ids_are_kept_where_the_server_gives_them() -> None:
     assert completion.topk_ids.tolist() == [[5, 6]]
 
 
+WORDS = {"content": [{"token": "x", "top_logprobs": [{"token": "x", "logprob": -0.1}]}]}  # by text, not by id
+
+
+def chosen(**fields: Any) -> Reply:
+    return Reply(body={"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "x"}, **fields}]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "extra_body", "missing"),
+    [
+        ({}, {}, r"without log-probabilities \(sampling.top_logprobs\) for the model m"),
+        ({"logprobs": None}, {}, "without log-probabilities"),
+        ({"logprobs": {"content": []}}, {}, "without log-probabilities"),
+        ({"logprobs": {"content": None}}, {}, "without log-probabilities"),
+        ({}, {"return_token_ids": True}, "without log-probabilities"),
+        ({"logprobs": WORDS}, {"return_token_ids": True}, r"without token ids \(extra_body.return_token_ids\)"),
+        (
+            {"logprobs": WORDS, "token_ids": [5]},
+            {"return_tokens_as_token_ids": True},
+            r"without token ids \(extra_body.return_tokens_as_token_ids\)",
+        ),
+    ],
+)
+def test_a_server_without_the_log_probabilities_that_are_asked_for_is_not_paid_for_a_second_answer(
+    fields: dict[str, Any], extra_body: dict[str, Any], missing: str
+) -> None:
+    with ScriptedServer(chat=lambda _: chosen(**fields)) as server:
+        with pytest.raises(EngineUnavailable, match=missing):
+            ask(server, SamplingConfig(top_logprobs=2), extra_body=extra_body)
+        assert len(server.chats) == 1
+
+
+def test_one_answer_without_log_probabilities_among_others_is_an_answer() -> None:
+    with ScriptedServer([chosen(logprobs=WORDS), chosen()]) as server:
+
+        async def both() -> list[Completion]:
+            engine = make_engine(server)
+            await engine.start()
+            try:
+                return [(await engine.generate(HELLO, SamplingConfig(top_logprobs=2)))[0] for _ in range(2)]
+            finally:
+                await engine.close()
+
+        first, second = asyncio.run(both())
+    assert first.topk_logprobs is not None
+    assert second.topk_logprobs is None
+
+
 def test_a_model_that_wants_max_completion_tokens_gets_it() -> None:
     refusal = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
     body = {"error": {"message": refusal, "code": "unsupported_parameter", "param": "max_tokens"}}

@@ -73,6 +73,7 @@ def test_the_chain_is_one_conversation_and_the_student_learns_the_revision_direc
     assert example.messages == [{"role": "user", "content": "question"}]
     assert (example.completion, example.draft) == ("revision", "draft")
     assert (example.reward_before, example.reward_after) == (1, 2)
+    assert example.accepted is True
 
 
 def test_a_revision_that_is_not_better_is_a_reject_with_the_chain_and_its_scores() -> None:
@@ -91,6 +92,13 @@ def test_a_revision_that_is_not_better_is_a_reject_with_the_chain_and_its_scores
 def test_a_held_out_row_is_kept_whether_its_revision_is_accepted_or_not() -> None:
     [example] = distill(Engines(Scripted(), Scores(draft=2, revision=1)), split="test")
     assert (example.completion, example.reward_before, example.reward_after) == ("revision", 2, 1)
+    assert example.accepted is False
+
+
+def test_without_a_reward_every_revision_is_accepted_and_no_number_is_made_up() -> None:
+    [example] = distill(Engines(Scripted()), reward=None, accept={"type": "always"})
+    assert (example.completion, example.accepted) == ("revision", True)
+    assert (example.reward_before, example.reward_after) == (None, None)
 
 
 def test_a_second_round_goes_on_in_the_same_conversation_and_what_was_accepted_stays() -> None:

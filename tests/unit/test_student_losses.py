@@ -133,18 +133,45 @@ def test_adapters_learn_and_the_base_is_left_alone(tokens: Tokens) -> None:
     assert {("lora" in name) for name, p in model.named_parameters() if p.grad is not None} == {True}
 
 
-def test_a_t5_learns_with_the_loss_that_transformers_gives_it(tokens: Tokens) -> None:
+def t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
     config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
-    model = T5ForConditionalGeneration(config).eval()
-    examples = np.array([0, 2, 4])
-    batch = collate(tokens, examples, tokens.task_tokens(examples), pad_id=0, decoder_start_id=0)
+    return T5ForConditionalGeneration(config).eval()
+
+
+def t5_labels_loss(model: Any, tokens: Tokens, examples: list[int]) -> float:
+    """Mean cross-entropy of the completions, by transformers' own `labels=`."""
     total, count = 0.0, 0
     for e in examples:
         ids = torch.from_numpy(tokens.ids(e).astype(np.int64))[None]
-        p = int(tokens.prompt_tokens_E[e])
-        n = int(tokens.completion_tokens_E[e])
+        p, n = int(tokens.prompt_tokens_E[e]), int(tokens.completion_tokens_E[e])
         total, count = total + model(input_ids=ids[:, :p], labels=ids[:, p:]).loss.item() * n, count + n
-    assert StudentModule(model)(batch).item() == pytest.approx(total / count, abs=1e-5)
+    return total / count
+
+
+def test_a_t5_learns_with_the_loss_that_transformers_gives_it(tokens: Tokens) -> None:
+    model = t5()
+    examples = np.array([0, 2, 4])
+    batch = collate(tokens, examples, tokens.task_tokens(examples), pad_id=0, decoder_start_id=0)
+    assert StudentModule(model)(batch).item() == pytest.approx(t5_labels_loss(model, tokens, [0, 2, 4]), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4], ids=lambda n: f"{n} micro-batches")  # workers x accumulation
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["causal", "t5"])
+def test_label_and_rationale_are_weighted_by_alpha_each_with_its_own_mean(
+    kind: str, alpha: float, num_parts: int, tokens: Tokens
+) -> None:
+    """Distilling Step-by-Step's loss; labels are the even examples."""
+    tokens.weights_E = np.where(np.arange(6) % 2 == 0, alpha, 1 - alpha).astype(np.float32)
+    model = causal("llama") if kind == "causal" else t5()
+    mean = labels_loss if kind == "causal" else t5_labels_loss
+    start = None if kind == "causal" else 0
+    module = StudentModule(model)
+    parts = split_step(np.arange(6), tokens.lengths_E, max_tokens=64, num_parts=num_parts)
+    in_step = tokens.task_tokens(np.arange(6))
+    loss = sum(module(collate(tokens, part, in_step, pad_id=0, decoder_start_id=start)).item() for part in parts)
+    expected = alpha * mean(model, tokens, [0, 2, 4]) + (1 - alpha) * mean(model, tokens, [1, 3, 5])
+    assert loss == pytest.approx(expected, abs=1e-5)

@@ -166,7 +166,7 @@ def test_role_prompts_are_asked_as_they_are_task_by_task(tmp_path: Path) -> None
     asked = [[(m["role"], m["content"]) for m in requests.messages(number, ["x"])] for number in range(4)]
     assert asked[0] == [("system", "You play."), ("user", "A?\nAnswer:")]
     assert asked[1][1] == ("user", "B?\nAnswer:")
-    assert asked[2] == [("system", "You make sums."), ("user", "1 + 1\nNext:")]
+    assert asked[2] == [("system", "Sums."), ("user", "1 + 1\nNext:")]
     assert asked[3] == asked[0]
     one = Requests(data_of(topics=[], role_prompts=str(tmp_path / "roles.json"), role="maker"))
     assert one.messages(1, [])[0]["content"] == "Sums."

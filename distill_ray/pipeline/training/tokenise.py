@@ -167,6 +167,11 @@ def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> Tokeni
             return RejectReason.NO_SOFT_TARGETS, "the teacher's log-probabilities are missing"
         # The teacher's own tokens: the same text can be spelt in others, and its targets belong to these.
         example.completion_ids = record["completion_ids"]
+        if not _spells(record["completion_ids"], record["completion"], prompts):
+            return (
+                RejectReason.NO_SOFT_TARGETS,
+                "the teacher's token ids spell another text with the student's tokenizer",
+            )
         example.topk_ids = np.asarray(record["topk_ids"], dtype=np.int32)[:, : limits.topk]
         example.topk_logprobs = np.asarray(record["topk_logprobs"], dtype=np.float32)[:, : limits.topk]
         if example.completion_ids[-1] != prompts.end_id:
@@ -177,6 +182,16 @@ def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> Tokeni
     if num_tokens > limits.longest:
         return RejectReason.TOO_LONG_TO_TRAIN, f"{num_tokens} tokens, train.max_length is {limits.longest}"
     return example
+
+
+def _spells(ids: list[int], text: str, prompts: Prompts) -> bool:
+    """Whether the teacher's ids are the student's spelling of the text; a stop string may stand behind it.
+
+    `check` compares the tokenizers where it can. Of a server it knows only the answers, and of an answer with reasoning
+    only a part is the text.
+    """
+    decode = functools.partial(prompts.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return decode(ids).startswith(decode(prompts.text_ids(text)))
 
 
 @functools.lru_cache(maxsize=1)

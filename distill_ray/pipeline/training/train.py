@@ -37,7 +37,7 @@ from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, scratch_parent, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
-from distill_ray.records import to_json
+from distill_ray.records import RejectReason, to_json
 from distill_ray.student.export import merge_adapter, save_tokenizer
 from distill_ray.student.load import load_model_config, max_positions
 
@@ -62,7 +62,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         if not folder.manifest().get("generation_complete", True):
             say("train: generation was stopped before its end; training on the examples there are")
         tokens = tokenise(config.student, folder, _limits(config))
-        _require_examples(config, tokens)
+        _require_examples(config, folder, tokens)
         fingerprint = run_fingerprint(config, tokens)
         figures = _finished(folder, fingerprint)
         if figures is not None:
@@ -144,10 +144,16 @@ def _require_all_examples(folder: RunFolder) -> None:
         )
 
 
-def _require_examples(config: RunConfig, tokens: TokenizedRun) -> None:
+def _require_examples(config: RunConfig, folder: RunFolder, tokens: TokenizedRun) -> None:
     if tokens.num_examples["train"]:
         return
     if tokens.num_rejects:
+        reject = folder.read_table("train", "rejects.parquet", columns=["reason", "detail"]).slice(0, 1).to_pylist()[0]
+        if reject["reason"] != RejectReason.TOO_LONG_TO_TRAIN.value:
+            raise TrainingError(
+                f"nothing to train on: all {tokens.num_rejects} examples are rejected, the first one as "
+                f"{reject['reason']}: {reject['detail']} (see train/rejects.parquet)"
+            )
         raise TrainingError(
             f"nothing to train on: all {tokens.num_rejects} examples are longer than {_limits(config).longest} tokens; "
             "raise train.max_length (see train/rejects.parquet)"

@@ -1,0 +1,202 @@
+"""What `distill-ray check` refuses before anything is paid: one line for each way to get a recipe wrong.
+
+Every case ends before Ray is started and before any weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_ray.cli import main
+from distill_ray.config import parse_config
+from distill_ray.errors import ConfigError
+from distill_ray.models import DEMO_MODELS
+from distill_ray.pipeline.check import check_engines
+
+JUDGE = {"type": "judge"}
+CONTEXT = {"type": "context", "context": {"text": "Answer."}}
+STEP_BY_STEP = {"type": "step_by_step", "label_column": "label"}
+SENTIMENT = {"type": "classifier", "model": "demo-sentiment", "labels": {"positive": 1}}
+TOPK = {"loss": {"type": "topk_kl"}}
+SOFT = {"type": "vllm", "model": "demo", "sampling": {"top_logprobs": 5}}
+
+
+def critique(reward: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "self_critique", "reward": reward}
+
+
+@pytest.fixture
+def models(tmp_path: Path, tiny_t5: Path, tiny_model: Path) -> dict[str, str]:
+    """Models by name, some of them a config.json and a tokenizer only: no check may need more."""
+    made = {"T5": str(tiny_t5), "OTHER": str(tiny_model), "NOWHERE": str(tmp_path / "nowhere")}
+    for name, labels, kind in (("ONE", ["score"], "ForSequenceClassification"), ("HEADLESS", ["a", "b"], "Model")):
+        folder = tmp_path / name
+        shutil.copytree(DEMO_MODELS["demo-sentiment"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("problem_type", None)  # it is one of several labels
+        names = {str(i): label for i, label in enumerate(labels)}
+        config |= {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+        config["architectures"] = [config["architectures"][0].replace("ForSequenceClassification", kind)]
+        (folder / "config.json").write_text(json.dumps(config))
+        made[name] = str(folder)
+    template = Path(made["ONE"] + "_WITH_TEMPLATE")
+    shutil.copytree(made["ONE"], template)
+    (template / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return made | {"TEMPLATE": str(template)}
+
+
+def named(value: Any, models: dict[str, str]) -> Any:
+    """The value with the models' folders for their names."""
+    if isinstance(value, dict):
+        return {key: named(item, models) for key, item in value.items()}
+    return models.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        # rewards, by their config.json
+        (
+            {"recipe": critique({**SENTIMENT, "labels": {"great": 1}})},
+            "recipe.reward.labels: demo-sentiment has no label 'great'; it has: negative, mixed, positive",
+        ),
+        ({"recipe": critique({**SENTIMENT, "model": "NOWHERE"})}, "recipe.reward.model: no model at "),
+        ({"recipe": critique({**SENTIMENT, "model": "HEADLESS"})}, "needs a ...ForSequenceClassification"),
+        ({"recipe": critique({"type": "reward_model", "model": "demo"})}, "needs a ...ForSequenceClassification"),
+        ({"recipe": critique({"type": "entities", "model": "demo-sentiment"})}, "needs a ...ForTokenClassification"),
+        (
+            {"recipe": critique({"type": "entities", "model": "demo-names", "labels": ["ORG"]})},
+            "recipe.reward.labels: demo-names has no label 'ORG'; it has: ",
+        ),
+        (
+            {"recipe": critique({"type": "reward_model", "model": "demo-sentiment"})},
+            "has 3 outputs, a reward model has",
+        ),
+        ({"recipe": critique({"type": "reward_model", "model": "ONE"})}, "has no chat template; a reward model needs"),
+        ({"recipe": critique({"type": "reward_model", "model": "TEMPLATE"})}, "has no weights in safetensors"),
+        # judges
+        (
+            {"recipe": critique({**JUDGE, "engine": {"type": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}})},
+            "recipe.reward.engine.api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        (
+            {"recipe": critique({**JUDGE, "engine": {"type": "hf", "model": "NOWHERE"}})},
+            "recipe.reward.engine.model: no model at ",
+        ),
+        ({"recipe": critique({**JUDGE, "engine": {"type": "none"}})}, "recipe.reward: engine.type none is nobody"),
+        ({"recipe": critique({**JUDGE, "prompt": "Good? {{ query }}"})}, "recipe.reward.prompt: a rating has to show"),
+        ({"recipe": critique({**JUDGE, "lowest": 5, "highest": 5})}, "lowest (5) is not below highest (5)"),
+        ({"recipe": critique({"type": "regex", "pattern": "("})}, "recipe.reward.pattern: not a regular expression"),
+        # encoder-decoders are not for vLLM
+        ({"teacher": {"type": "vllm", "model": "T5"}}, "teacher: vLLM runs no encoder-decoder models"),
+        (
+            {"recipe": critique({**JUDGE, "engine": {"type": "vllm", "model": "T5"}})},
+            "recipe.reward.engine: vLLM runs no encoder-decoder models",
+        ),
+        ({"student": {"model": "T5"}}, "set evaluate.engine: hf"),
+        # soft targets
+        (
+            {"teacher": {**SOFT, "engine_kwargs": {"max_logprobs": 3}}},
+            "teacher: sampling.top_logprobs is 5 but engine_kwargs allows max_logprobs 3",
+        ),
+        (
+            {"teacher": {"type": "openai", "model": "gpt", "sampling": {"top_logprobs": 21}}},
+            "teacher: sampling.top_logprobs is 21, and OpenAI's API gives 20 at most",
+        ),
+        ({"teacher": {"type": "hf", "sampling": {"top_logprobs": 5}}}, "the `hf` engine cannot do this"),
+        ({"train": TOPK}, "set teacher.sampling.top_logprobs"),
+        ({"train": TOPK, "teacher": SOFT, "student": {"model": "OTHER"}}, "needs one tokenizer for both"),
+        ({"train": TOPK, "teacher": SOFT, "recipe": STEP_BY_STEP}, "the `step_by_step` recipe have no soft targets"),
+        (
+            {"train": TOPK, "teacher": SOFT, "recipe": critique({"type": "length"})},
+            "the `self_critique` recipe have no soft targets",
+        ),
+        (
+            {"train": TOPK, "teacher": {"type": "openai", "model": "m", "sampling": {"top_logprobs": 5}}},
+            "set return_token_ids and return_tokens_as_token_ids to true in teacher.extra_body",
+        ),
+        # rationales
+        ({"recipe": {**STEP_BY_STEP, "alpha": 1.5}}, "recipe.alpha: Input should be less than or equal to 1 (got 1.5)"),
+        ({"recipe": {**STEP_BY_STEP, "alpha": -0.1}}, "recipe.alpha: Input should be greater than or equal to 0"),
+        (
+            {"recipe": {**STEP_BY_STEP, "rationale_column": "why"}, "data": {"alongside": {"why": "why.json"}}},
+            "data.alongside.why: ends after 1 elements and data.source goes on (rows.jsonl:2)",
+        ),
+        ({"recipe": {**STEP_BY_STEP, "label_column": "gold"}}, "recipe.label_column: unknown column `gold`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_refuses_with_the_key_and_the_way_out(
+    sections: dict[str, Any],
+    message: str,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"text": "a{i}", "input": "b{i}", "label": "c"}}\n' for i in range(3))
+    )
+    (tmp_path / "why.json").write_text('["because"]')
+    sections = named(sections, models)
+    data = {"source": "rows.jsonl", **sections.pop("data", {})}
+    config = {"recipe": CONTEXT, "teacher": {"type": "fake"}, "data": data, **sections}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "argv", ["distill-ray", "check", str(tmp_path / "config.yaml")])
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if sections.get("teacher", {}).get("type") == "openai":
+        monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    with pytest.raises(SystemExit) as caught:
+        main()
+    error = capsys.readouterr().err
+    assert message in error
+    assert caught.value.code == 2
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("reward", "line"),
+    [
+        (SENTIMENT, "reward `classifier`: demo-sentiment has negative, mixed, positive"),
+        ({"type": "length"}, "reward `length`"),
+        (JUDGE, "reward `judge`: the teacher"),
+        ({**JUDGE, "engine": {"type": "hf", "model": "demo"}}, "reward `judge`: `demo` on hf: tokenizer and chat"),
+    ],
+)
+def test_check_says_what_it_found_of_a_reward(reward: dict[str, Any], line: str) -> None:
+    config = parse_config({"recipe": critique(reward), "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
+    teacher, found = check_engines(config)
+    assert teacher == "teacher `fake`"
+    assert found.startswith(line)
+
+
+def test_a_run_checks_teacher_and_reward_before_it_pays(tmp_path: Path) -> None:
+    from distill_ray.pipeline.folder import RunFolder
+    from distill_ray.pipeline.run import run
+
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    raw = {
+        "recipe": critique({**SENTIMENT, "labels": {"great": 1}}),
+        "data": {"source": str(tmp_path / "rows.jsonl")},
+        "teacher": {"type": "fake"},
+    }
+    with pytest.raises(ConfigError, match="has no label 'great'"):
+        run(parse_config(raw), RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run" / "calls").exists()
+
+
+def test_a_server_that_allows_more_log_probabilities_may_be_asked_for_them() -> None:
+    sampling = {"top_logprobs": 50}
+    for teacher in (
+        {"type": "openai", "model": "m", "base_url": "http://127.0.0.1:8000/v1", "sampling": sampling},
+        {"type": "vllm", "model": "demo", "sampling": sampling},
+        {"type": "vllm", "model": "demo", "sampling": sampling, "engine_kwargs": {"max_logprobs": -1}},
+    ):
+        config = parse_config({"recipe": CONTEXT, "data": {"source": "x.jsonl"}, "teacher": teacher})
+        assert config.teacher.sampling.top_logprobs == 50
