@@ -34,6 +34,8 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/generation.py --answers natural --peers vllm
+	$(BIN)/python benchmarks/critique.py
+	$(BIN)/python benchmarks/logprobs.py
 	$(BIN)/python benchmarks/waste.py
 	$(BIN)/python benchmarks/waste.py --victim engine
 	$(BIN)/python benchmarks/training.py

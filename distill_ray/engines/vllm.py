@@ -367,19 +367,14 @@ def _structured(structured: StructuredOutput | None) -> Any:
 
 
 def _top_k(logprobs: Any, k: int, *, skip: int = 0) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The k best per position behind the first `skip`, best first, from vLLM's flat arrays. [T, K] int32 and float32.
+    """The k best per position behind the first `skip`, best first, from vLLM's flat lists. [T, K] int32 and float32.
 
-    vLLM puts the sampled token first and then the top k in order; where the sampled one is not among the top k a
-    position has k + 1 entries.
+    vLLM puts the sampled token first, once more if it is among the top k, and then the top k in order.
     """
     if not k or logprobs is None:
         return None, None
-    starts, ends = logprobs.start_indices[skip:], logprobs.end_indices[skip:]
-    num_tokens = len(starts)
-    ids = np.zeros((num_tokens, k), dtype=np.int32)
-    values = np.full((num_tokens, k), -np.inf, dtype=np.float32)
-    for t, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        best = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
-        for rank, (token, value) in enumerate(sorted(best.items(), key=lambda item: -item[1])[:k]):
-            ids[t, rank], values[t, rank] = token, value
-    return ids, values
+    start = logprobs.start_indices[skip] if len(logprobs.start_indices) > skip else len(logprobs.token_ids)
+    shape = (len(logprobs.start_indices) - skip, k + 1)
+    ids = np.array(logprobs.token_ids[start:], dtype=np.int32).reshape(shape)
+    values = np.array(logprobs.logprobs[start:], dtype=np.float32).reshape(shape)
+    return ids[:, 1:], values[:, 1:]

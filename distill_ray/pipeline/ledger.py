@@ -25,7 +25,7 @@ from distill_ray.config.engine import SamplingConfig
 from distill_ray.engines.base import Engine
 from distill_ray.errors import EngineError, RunFolderError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.records import Completion, Message
+from distill_ray.records import Completion, Message, with_arrays
 
 KEY_BYTES = 16
 
@@ -270,11 +270,12 @@ def _table(calls: Sequence[tuple[bytes, Completion]]) -> pa.Table:
                 "sample_index": c.sample_index,
                 "token_ids": c.token_ids,
                 "topk_width": c.topk_logprobs.shape[1] if c.topk_logprobs is not None else None,
-                "topk_ids": c.topk_ids.ravel() if c.topk_ids is not None else None,
-                "topk_logprobs": c.topk_logprobs.ravel() if c.topk_logprobs is not None else None,
             }
         )
-    return pa.Table.from_pylist(records, schema=CALL_SCHEMA)
+    return with_arrays(
+        pa.Table.from_pylist(records, schema=CALL_SCHEMA),
+        {"topk_ids": [c.topk_ids for _, c in calls], "topk_logprobs": [c.topk_logprobs for _, c in calls]},
+    )
 
 
 def _completion(record: dict) -> Completion:

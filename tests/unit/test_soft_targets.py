@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill_ray.config.train import TopkKlConfig
+from distill_ray.engines.vllm import _top_k
+from distill_ray.records import EXAMPLE_SCHEMA, Example, examples_table
 from distill_ray.student.losses import Targets, compute_loss, topk_kl
 from distill_ray.student.module import collate
 from distill_ray.student.tokens import TokenizedExample, Tokens, TokenWriter
@@ -163,3 +166,39 @@ def test_an_unused_place_of_the_k_is_no_outcome() -> None:
     ids, logprobs = torch.tensor([[3, 3, 0]]), torch.tensor([[0.0, -torch.inf, -torch.inf]])
     certain = topk_kl(student, ids, logprobs)
     torch.testing.assert_close(certain, -student.log_softmax(-1)[:, 3], atol=1e-4, rtol=1e-4)
+
+
+def test_vllms_flat_lists_become_the_top_k_without_the_sampled_token() -> None:
+    flat = SimpleNamespace(  # the first position is a prompt's, without a distribution
+        start_indices=[0, 0, 3],
+        end_indices=[0, 3, 6],
+        token_ids=[7, 7, 5, 9, 2, 3],
+        logprobs=[-0.5, -0.5, -1.5, -4.0, -0.25, -2.0],
+    )
+    ids, values = _top_k(flat, 2, skip=1)
+    assert ids is not None
+    assert values is not None
+    assert (ids.dtype, values.dtype) == (np.int32, np.float32)
+    assert ids.tolist() == [[7, 5], [2, 3]]
+    assert values.tolist() == [[-0.5, -1.5], [-0.25, -2.0]]
+    nothing = SimpleNamespace(start_indices=[], end_indices=[], token_ids=[], logprobs=[])
+    assert [array.shape for array in _top_k(nothing, 2) if array is not None] == [(0, 2), (0, 2)]
+    assert _top_k(None, 2) == _top_k(flat, 0) == (None, None)
+
+
+def test_examples_with_and_without_soft_targets_share_a_table() -> None:
+    def example(name: str, tokens: int, k: int) -> Example:
+        ids = np.arange(tokens * k, dtype=np.int32).reshape(tokens, k)
+        return Example(
+            name, "train", [], "x", topk_ids=ids, topk_logprobs=-ids.astype(np.float32), tail_logprob=-ids.sum(axis=1)
+        )
+
+    plain = Example("plain", "train", [], "x")
+    table = examples_table([plain, example("a", 2, 3), example("b", 0, 3), plain, example("c", 1, 2)])
+    table.validate(full=True)
+    assert table.schema.equals(EXAMPLE_SCHEMA, check_metadata=True)
+    assert table["topk_ids"].to_pylist() == [None, [[0, 1, 2], [3, 4, 5]], [], None, [[0, 1]]]
+    assert table["topk_logprobs"].to_pylist() == [None, [[0, -1, -2], [-3, -4, -5]], [], None, [[0, -1]]]
+    assert table["tail_logprob"].to_pylist() == [None, [-3, -12], [], None, [-1]]
+    for examples in ([], [plain]):
+        assert examples_table(examples).schema.equals(EXAMPLE_SCHEMA, check_metadata=True)
