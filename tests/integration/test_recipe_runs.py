@@ -6,9 +6,9 @@ transformers, so that a run takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -124,7 +124,7 @@ def test_the_starter_with_rationales_from_a_file_takes_a_t5_all_the_way(tmp_path
     }
     assert metrics["teacher"]["equation"] == 1.0
     report = folder.read_bytes("report.md").decode()
-    assert f"{NUM_ROWS} of {NUM_ROWS} (100 %) come to the same number." in report
+    assert f"{NUM_ROWS} of {NUM_ROWS} (100 %) with equations that come to the same." in report
 
 
 # -- judges ----------------------------------------------------------------------------------------------------------
@@ -277,10 +277,13 @@ def test_a_row_that_is_killed_in_its_third_turn_goes_on_there(tmp_path: Path) ->
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline, "no third turn after three minutes"
         time.sleep(0.02)
-    others = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
+    # The engine's process too: it would outlive its driver by a second or two, and finish the turn meanwhile.
+    everything = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for each in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
-    psutil.wait_procs(others, timeout=60)  # Ray's processes outlive their driver a little, and keep what they have
+    psutil.wait_procs(everything, timeout=60)
     kept = num_kept(folder)
     assert 2 * NUM_FILMS <= kept < 3 * NUM_FILMS
     assert not folder.list("done")
