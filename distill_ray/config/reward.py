@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill_ray.config.base import Config, Pattern
-from distill_ray.config.engine import EngineConfig, NoEngineConfig
+from distill_ray.config.engine import EngineConfig, NoEngineConfig, SamplingConfig
 from distill_ray.plugins import Group, Variants
 
 
@@ -151,6 +151,10 @@ class JudgeRewardConfig(BaseRewardConfig):
             raise ValueError(f"lowest ({self.lowest:g}) is not below highest ({self.highest:g})")
         if isinstance(self.engine, NoEngineConfig):
             raise ValueError("engine.type none is nobody; name an engine that judges, or leave `engine` out")
+        if self.engine is not None and self.engine.sampling != SamplingConfig():
+            raise ValueError(
+                "engine.sampling: a judge answers at temperature 0 with `max_tokens` of the reward; leave it out"
+            )
         return self
 
 

@@ -183,7 +183,8 @@ class RunFolder:
         leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
         floats = [path for path, kind in leaves if ".list" in path and pa.types.is_floating(kind)]
         others = [path for path, _ in leaves if path not in floats]
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=others, use_byte_stream_split=floats)
+        encodings: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}
+        pq.write_table(table, buffer, compression="zstd", **encodings)
         self.write_bytes(buffer.getbuffer(), *parts)
 
     def read_tables(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -148,12 +148,12 @@ def _gold(value: object) -> str | None:
 
 
 def _label_line(figures: Mapping[str, Any]) -> str:
-    line = f"labels: of the teacher's {_share(figures['same'], figures['compared'])} are the data's own"
-    if figures["same_or_equal"] > figures["same"]:
-        line += f", {_share(figures['same_or_equal'], figures['compared'])} come to the same number"
-    if figures["without_label"]:
-        line += f"; {figures['without_label']} answers without a label"
-    return line
+    compared, same, equal = figures["compared"], figures["same"], figures["same_or_equal"]
+    line = "labels: none of the teacher's to hold against the data's own"
+    if compared:
+        line = f"labels: {_share(same, compared)} of the teacher's are the data's own"
+        line += f", {_share(equal, compared)} with equations that come to the same" if equal > same else ""
+    return line + (f"; answers without a label: {figures['without_label']}" if figures["without_label"] else "")
 
 
 # -- soft targets ----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def _soft_target_line(figures: Mapping[str, Any]) -> str:
             f"soft targets: {figures['tokens']:,} tokens, k {figures['k']} with {100 * figures['mass']:.2f} % of the "
             f"probability; mean entropy {figures['entropy_nats']:.3f} nats"
         )
-    return line + (f"; {figures['examples_without']} examples without" if figures["examples_without"] else "")
+    return line + (f"; examples without: {figures['examples_without']}" if figures["examples_without"] else "")
 
 
 def _share(part: int, whole: int) -> str:

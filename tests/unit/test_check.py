@@ -90,6 +90,10 @@ def named(value: Any, models: dict[str, str]) -> Any:
             "recipe.reward.engine.model: no model at ",
         ),
         ({"recipe": critique({**JUDGE, "engine": {"type": "none"}})}, "recipe.reward: engine.type none is nobody"),
+        (
+            {"recipe": critique({**JUDGE, "engine": {"type": "fake", "sampling": {"temperature": 1.0}}})},
+            "recipe.reward: engine.sampling: a judge answers at temperature 0",
+        ),
         ({"recipe": critique({**JUDGE, "prompt": "Good? {{ query }}"})}, "recipe.reward.prompt: a rating has to show"),
         ({"recipe": critique({**JUDGE, "lowest": 5, "highest": 5})}, "lowest (5) is not below highest (5)"),
         ({"recipe": critique({"type": "regex", "pattern": "("})}, "recipe.reward.pattern: not a regular expression"),

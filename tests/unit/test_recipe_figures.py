@@ -82,8 +82,11 @@ def test_labels_are_compared_where_both_are_there() -> None:
     figures = label_figures(pairs)
     assert figures == {"compared": 3, "same": 1, "same_or_equal": 2, "without_label": 1}
     assert figure_lines({"labels": figures}) == [
-        "labels: of the teacher's 1 of 3 (33 %) are the data's own, 2 of 3 (67 %) come to the same number; "
-        "1 answers without a label"
+        "labels: 1 of 3 (33 %) of the teacher's are the data's own, 2 of 3 (67 %) with equations that come to the same"
+        "; answers without a label: 1"
+    ]
+    assert figure_lines({"labels": label_figures([(None, "dog")])}) == [
+        "labels: none of the teacher's to hold against the data's own; answers without a label: 1"
     ]
 
 
@@ -116,7 +119,7 @@ def test_mass_and_entropy_are_those_of_the_top_k_and_a_bucket() -> None:
     assert figures["entropy_nats"] == pytest.approx(sum(entropies) / 3, abs=1e-5)
     [line] = figure_lines({"soft_targets": figures})
     assert line.startswith("soft targets: 3 tokens, k 2 with 91.67 % of the probability; mean entropy ")
-    assert line.endswith("; 1 examples without")
+    assert line.endswith("; examples without: 1")
 
 
 def test_soft_targets_are_read_from_the_examples_also_where_there_are_none(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_soft_targets_are_read_from_the_examples_also_where_there_are_none(tmp_p
     assert figures["mass"] == pytest.approx(0.5)
     assert recipe_figures(config(recipe), folder) == {}
     nothing = soft_target_figures([(2, np.zeros((0, 0), np.float32))])
-    assert figure_lines({"soft_targets": nothing}) == ["soft targets: none; 2 examples without"]
+    assert figure_lines({"soft_targets": nothing}) == ["soft targets: none; examples without: 2"]
     assert json.loads(json.dumps(nothing, allow_nan=False))["mass"] is None
 
 
@@ -149,7 +152,7 @@ def test_the_report_has_a_section_with_the_distribution(tmp_path: Path) -> None:
     report = folder.read_bytes("report.md").decode()
     section = report.partition("## What the teacher gave\n\n")[2].partition("\n\n## ")[0]
     assert "Revisions: 1 of 2 (50 %) accepted; mean reward -0.5 before, 0 after." in section
-    assert "Labels: of the teacher's 1 of 1 (100 %) are the data's own." in section
+    assert "Labels: 1 of 1 (100 %) of the teacher's are the data's own." in section
     assert "|  | mean | min | 10 % | 25 % | 50 % | 75 % | 90 % | max |" in section
     assert "| reward before | -0.5 | -1 | -0.9 | -0.75 | -0.5 | -0.25 | -0.1 | 0 |" in section
     assert "Over all 2 scored chains, accepted or not." in section

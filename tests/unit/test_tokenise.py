@@ -50,6 +50,9 @@ def test_ids_that_spell_another_text_in_the_students_tokenizer_are_rejects(
     folder.write_table(examples_table(examples), "examples", "00000.parquet")
     kept, rejects = tokenise_partition(student, folder, "00000.parquet", LIMITS)
     assert {e.row_id for e in kept["train"]} == {"right", "accented", "behind a stop string"}
+    learnt = {e.row_id: e.completion_ids for e in kept["train"]}
+    assert learnt["behind a stop string"] == learnt["right"] == right  # and what it is not to say is not learnt
+    assert all(len(e.topk_ids) == len(e.topk_logprobs) == len(e.completion_ids) for e in kept["train"])
     assert {r.row_id: (r.reason.value, "another text" in r.detail) for r in rejects} == {
         "another vocabulary": ("no_soft_targets", True),
         "a larger one": ("no_soft_targets", True),

@@ -166,14 +166,15 @@ def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> Tokeni
         if not record["topk_ids"] or not record["completion_ids"]:
             return RejectReason.NO_SOFT_TARGETS, "the teacher's log-probabilities are missing"
         # The teacher's own tokens: the same text can be spelt in others, and its targets belong to these.
-        example.completion_ids = record["completion_ids"]
-        if not _spells(record["completion_ids"], record["completion"], prompts):
+        num_tokens = _num_spelling(record["completion_ids"], record["completion"], prompts)
+        if not num_tokens:
             return (
                 RejectReason.NO_SOFT_TARGETS,
                 "the teacher's token ids spell another text with the student's tokenizer",
             )
-        example.topk_ids = np.asarray(record["topk_ids"], dtype=np.int32)[:, : limits.topk]
-        example.topk_logprobs = np.asarray(record["topk_logprobs"], dtype=np.float32)[:, : limits.topk]
+        example.completion_ids = record["completion_ids"][:num_tokens]
+        example.topk_ids = np.asarray(record["topk_ids"], dtype=np.int32)[:num_tokens, : limits.topk]
+        example.topk_logprobs = np.asarray(record["topk_logprobs"], dtype=np.float32)[:num_tokens, : limits.topk]
         if example.completion_ids[-1] != prompts.end_id:
             _append_end(example, prompts.end_id)
         if example.topk_ids.shape != (len(example.completion_ids), limits.topk):
@@ -184,14 +185,20 @@ def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> Tokeni
     return example
 
 
-def _spells(ids: list[int], text: str, prompts: Prompts) -> bool:
-    """Whether the teacher's ids are the student's spelling of the text; a stop string may stand behind it.
+def _num_spelling(ids: list[int], text: str, prompts: Prompts) -> int:
+    """How many of the teacher's ids are the student's spelling of the text; 0 where they spell another.
 
     `check` compares the tokenizers where it can. Of a server it knows only the answers, and of an answer with reasoning
-    only a part is the text.
+    only a part is the text. The tokens of a stop string stand behind the text and are not to be learnt.
     """
     decode = functools.partial(prompts.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return decode(ids).startswith(decode(prompts.text_ids(text)))
+    spelt, expected = decode(ids), decode(prompts.text_ids(text))
+    if not spelt.startswith(expected):
+        return 0
+    count = len(ids)
+    while spelt != expected and decode(ids[: count - 1]).startswith(expected):
+        count -= 1
+    return count
 
 
 @functools.lru_cache(maxsize=1)
@@ -213,7 +220,7 @@ def _append_end(example: TokenizedExample, end_id: int) -> None:
 
 def _fingerprint(student: StudentConfig, folder: RunFolder, files: list[str], limits: Limits) -> str:
     digest = hashlib.sha256(
-        f"2 {limits.longest} {limits.topk}".encode()
+        f"3 {limits.longest} {limits.topk}".encode()
     )  # the number is the version of what is written
     for file in files:
         digest.update(hashlib.sha256(folder.read_bytes("examples", file)).digest())
