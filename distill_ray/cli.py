@@ -217,6 +217,28 @@ def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> 
 
 
 @app.command()
+def export(
+    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Argument(help="File (messages) or folder (dataset) to write.")],
+    format: Annotated[
+        str, typer.Option("--format", help="messages: JSON lines. dataset: a folder for `datasets`.")
+    ] = "messages",
+    split: Annotated[
+        str | None, typer.Option("--split", help="train, validation or test. Default: train; all for dataset.")
+    ] = None,
+) -> None:
+    """Write the examples of a run as other tools read them: chat messages as JSON lines, or a data set folder.
+
+    Example: `distill-ray export runs/demo demo.jsonl`, or `distill-ray export runs/demo my-data --format dataset`
+    """
+    from distill_ray.pipeline.export import export as run_export
+
+    counts = run_export(_existing(run_dir), out, format, split)
+    console.print(", ".join(f"{name} {count}" for name, count in counts.items()) + " examples")
+    _wrote(str(out))
+
+
+@app.command()
 def ask(
     run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],

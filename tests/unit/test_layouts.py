@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
+import yaml
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, DataError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.recipes import make_recipe
-from distill_ray.records import row_from_record
+from distill_ray.records import Completion, row_from_record
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 NOTHING_HELD_OUT = {"holdout": 0.0, "validation_holdout": 0.0}
@@ -248,6 +252,64 @@ def test_files_and_data_sets_can_be_mixed_and_a_test_split_can_be_one(tmp_path: 
     assert ("It rains.", "test") in splits
     assert ("Snow.", "train") in splits
     assert len(splits) == 5  # the test row is in train too, as a duplicate reject
+
+
+PAPERS_ROWS: dict[str, dict[str, Any]] = {
+    "facebook/anli": {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0},
+    "esnli/esnli": {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0, "explanation_1": "Rain is wet."},
+    "Salesforce/cos_e": {"question": "Where?", "choices": ["here", "there"], "answer": "there"},
+    "ChilleD/SVAMP": {"Body": "Two and two.", "Question": "How many?", "Equation": "( 2.0 + 2.0 )", "Answer": "4"},
+}
+
+
+def test_the_configs_of_the_papers_data_sets_in_the_docs_read_rows_like_theirs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.DOTALL)
+    configs = [yaml.safe_load(block) for block in blocks if "dataset:" in block]
+    seen = {}
+    for number, raw in enumerate(configs):
+        name = raw["data"]["source"]["dataset"]
+        folder = tmp_path / str(number)
+        features = None
+        if "label" in PAPERS_ROWS[name]:
+            features = datasets.Dataset.from_list([PAPERS_ROWS[name]]).features
+            features["label"] = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+        rows = datasets.Dataset.from_list([PAPERS_ROWS[name]], features=features)
+        rows.save_to_disk(folder / "rows")
+        source = {**raw["data"]["source"], "dataset": str(folder / "rows")}
+        config = parse_config({**raw, "data": {"source": source, **NOTHING_HELD_OUT}, "teacher": {"type": "fake"}})
+        [record] = planned(folder, config).values()
+        recipe = make_recipe(config.recipe)
+        engines: Any = SimpleNamespace(teacher=Said("So. The answer is x"))
+        result = asyncio.run(recipe.distill(row_from_record(record), engines))
+        assert isinstance(result, list)
+        seen[name] = (record["query"], [(example.task, example.completion) for example in result])
+    assert seen == {
+        "facebook/anli": (
+            "premise: It rains.\nhypothesis: It is wet.",
+            [("label", "entailment"), ("rationale", "So.")],
+        ),
+        "esnli/esnli": (
+            "premise: It rains.\nhypothesis: It is wet.",
+            [("label", "entailment"), ("rationale", "Rain is wet.")],
+        ),
+        "Salesforce/cos_e": (
+            "Where?\nAnswer Choices:\n(a) here\n(b) there\n",
+            [("label", "there"), ("rationale", "So.")],
+        ),
+        "ChilleD/SVAMP": ("Two and two. How many?", [("label", "( 2.0 + 2.0 )"), ("rationale", "So.")]),
+    }
+
+
+class Said:
+    """A teacher that always says the same."""
+
+    name = "said"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def generate(self, messages: Any, num_samples: int | None = None) -> list[Completion]:
+        return [Completion(self.text, "stop", 1, 1)]
 
 
 def test_a_data_set_that_is_not_there_is_one_clear_message(tmp_path: Path) -> None:

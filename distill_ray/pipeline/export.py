@@ -1,0 +1,121 @@
+"""Export: examples in the forms that other tools read.
+
+| format     | what is written                                                  | read by                            |
+|------------|------------------------------------------------------------------|------------------------------------|
+| `messages` | one JSON lines file: {"messages": [..., the answer]} per example | fine-tuning APIs, TRL, many others |
+| `dataset`  | a folder: README.md with its card, data/SPLIT-NNNNN.parquet      | `datasets.load_dataset`, the hub   |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from distill_ray.errors import ConfigError, DistillError
+from distill_ray.pipeline.folder import RunFolder
+
+SPLITS = ("train", "validation", "test")
+FORMATS = ("messages", "dataset")
+COLUMNS = ["example_id", "row_id", "split", "task", "messages", "completion", "weight"]
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def export(folder: RunFolder, out: Path, format: str, split: str | None) -> dict[str, int]:
+    """Write the examples of a run; returns how many of each split. What is there already is not overwritten.
+
+    Args:
+        folder: a run that has generated.
+        out: file (`messages`) or folder (`dataset`) to write.
+        format: one of FORMATS.
+        split: only this one; None: train for `messages`, all of them for `dataset`.
+
+    Raises:
+        ConfigError: an unknown format or split, or `out` is there.
+        DistillError: there is nothing to write, or it cannot be written.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: unknown; there are: {', '.join(FORMATS)}")
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"--split {split}: unknown; there are: {', '.join(SPLITS)}")
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give another name")
+    if format == "messages":
+        splits: tuple[str, ...] = (split or "train",)
+    else:
+        splits = (split,) if split is not None else SPLITS
+    temporary = out.with_name(f".tmp-{out.name}-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write = _write_messages if format == "messages" else _write_dataset
+        counts = write(folder, temporary, splits)
+        if not any(counts.values()):
+            raise DistillError(f"{folder.root}: no example of {' or '.join(splits)}; run `distill-ray generate` first")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise DistillError(f"{out}: cannot write it ({error.strerror or error}); give another place") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+    return counts
+
+
+def _tables(folder: RunFolder, split: str) -> Iterator[pa.Table]:
+    """The examples of a split, partition by partition, with the answer as the last message."""
+    for table in folder.read_tables("examples", columns=COLUMNS):
+        chosen = table.filter(pc.field("split") == split)
+        if not chosen.num_rows:
+            continue
+        messages = [
+            [*before, {"role": "assistant", "content": answer}]
+            for before, answer in zip(chosen["messages"].to_pylist(), chosen["completion"].to_pylist(), strict=True)
+        ]
+        index = chosen.schema.get_field_index("messages")
+        yield chosen.set_column(index, "messages", pa.array(messages, type=_MESSAGES)).drop_columns(
+            ["split", "completion"]
+        )
+
+
+def _write_messages(folder: RunFolder, path: Path, splits: tuple[str, ...]) -> dict[str, int]:
+    [split] = splits
+    num_examples = 0
+    with path.open("w", encoding="utf-8") as file:
+        for table in _tables(folder, split):
+            for messages in table["messages"].to_pylist():
+                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+            num_examples += table.num_rows
+    return {split: num_examples}
+
+
+def _write_dataset(folder: RunFolder, path: Path, splits: tuple[str, ...]) -> dict[str, int]:
+    (path / "data").mkdir(parents=True)
+    counts = dict.fromkeys(splits, 0)
+    for split in splits:
+        for number, table in enumerate(_tables(folder, split)):
+            pq.write_table(table.replace_schema_metadata(None), path / "data" / f"{split}-{number:05d}.parquet")
+            counts[split] += table.num_rows
+    (path / "README.md").write_text(_card(folder.manifest(), counts), encoding="utf-8")
+    return counts
+
+
+def _card(manifest: dict[str, Any], counts: dict[str, int]) -> str:
+    """The card, whose head tells `datasets` which file is of which split."""
+    files = "".join(
+        f"      - split: {split}\n        path: data/{split}-*.parquet\n" for split, count in counts.items() if count
+    )
+    sizes = "".join(f"- {split}: {count}\n" for split, count in counts.items() if count)
+    version = manifest.get("versions", {}).get("distill-ray", "")
+    head = f"---\nconfigs:\n  - config_name: default\n    data_files:\n{files}---\n\n"
+    return (
+        f"{head}# {manifest.get('name', 'examples')}\n\n"
+        f"Made by distill-ray {version}. `messages` ends with the answer to learn.\n\n{sizes}"
+    )
