@@ -51,7 +51,7 @@ They are like these, and none of them says the same again:
 Write one per line, without numbers and without explanations."""
 
 FIRST_ROUND, MOST_PER_ROUND = 4, 256  # calls
-MOST_ROUNDS_FAILED = 3  # one after the other
+MOST_FAILED = 8  # calls one after the other
 SHINGLE = 4  # characters
 _MARK = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,4}[.):])\s+")
 
@@ -208,7 +208,7 @@ class Distinct:
 
 
 async def write_queries(
-    data: SynthesizeDataConfig, requests: Requests, count: int, ask: Ask, on_round: Callable[[Written], bool]
+    data: SynthesizeDataConfig, requests: Requests, count: int, ask: Ask, on_progress: Callable[[Written], bool]
 ) -> Written:
     """The rounds.
 
@@ -217,29 +217,34 @@ async def write_queries(
         requests: what is asked.
         count: queries wanted.
         ask: asks the teacher.
-        on_round: told after each round; False ends it.
+        on_progress: told now and then; False ends it.
 
     Raises:
-        EngineError: no call of several rounds was answered.
+        EngineError: many calls in a row were not answered.
     """
     written, distinct = Written(), Distinct(data.max_similarity)
     for seed in requests.seeds:
         distinct.add(seed)
     most_calls = data.max_calls or 10 * data.calls_needed
-    number, size, rounds_failed = 0, FIRST_ROUND, 0
+    before: list[str] = []
+    number, end_of_round, size, failed_in_a_row = 0, 0, FIRST_ROUND, 0
     while len(written.queries) < count and number < most_calls:
-        before = [query["text"] for query in written.queries]
-        missing = -(-(count - len(before)) // (data.per_call if data.parse == "lines" else 1))
-        calls = range(number, number + min(size, missing, most_calls - number))
+        if number == end_of_round:
+            before = [query["text"] for query in written.queries]
+            end_of_round, size = number + size, min(2 * size, MOST_PER_ROUND)
+        missing = -(-(count - len(written.queries)) // (data.per_call if data.parse == "lines" else 1))
+        # Only as many as are needed; the rest of the round shows the same examples, so that a call's request depends
+        # on its number and not on the count.
+        calls = range(number, min(number + missing, end_of_round, most_calls))
         answers = await asyncio.gather(
             *(ask(requests.messages(call, before), call) for call in calls), return_exceptions=True
         )
         failures = _take(written, distinct, data, answers)
-        rounds_failed = rounds_failed + 1 if len(failures) == len(calls) else 0
-        if rounds_failed == MOST_ROUNDS_FAILED:
+        failed_in_a_row = failed_in_a_row + len(failures) if len(failures) == len(calls) else 0
+        if failed_in_a_row >= MOST_FAILED:
             raise failures[0]
-        number, size = calls.stop, min(2 * size, MOST_PER_ROUND)
-        if not on_round(written):
+        number = calls.stop
+        if not on_progress(written):
             break
     del written.queries[count:]
     return written
@@ -318,14 +323,14 @@ async def _ask_actor(
             ledgered = LedgeredEngine(name, engine, own, ledger, engine.start, on_call, flusher.check)
             return await ledgered.generate(messages)
 
-    def on_round(written: Written) -> bool:
+    def on_progress(written: Written) -> bool:
         duplicates = written.near_duplicates or None
         progress.update(len(written.queries), near_duplicates=duplicates, calls=counts.calls, replayed=counts.replayed)
         most = config.generate.max_teacher_tokens
         return most is None or counts.prompt_tokens + counts.completion_tokens < most
 
     try:
-        written = await write_queries(data, requests, count, ask, on_round)
+        written = await write_queries(data, requests, count, ask, on_progress)
         await engine.close()
     finally:
         flusher.remove(ledger)

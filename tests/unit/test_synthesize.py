@@ -106,8 +106,8 @@ def test_the_same_config_asks_the_same_again_and_a_larger_count_only_more() -> N
         written_by(data_of(count=count, per_call=5, max_similarity=1.0), ask)
         return seen
 
-    small, large = asked(30), asked(100)
-    assert asked(30) == small
+    small, large = asked(15), asked(100)
+    assert asked(15) == small
     assert {call: large[call] for call in small} == small
     assert len(large) > len(small)
 
