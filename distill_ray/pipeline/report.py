@@ -14,16 +14,18 @@ from typing import Any
 from pydantic import BaseModel
 from rich.table import Table
 
-from distill_ray.config import FilesDataConfig, RunConfig
+from distill_ray.config import FilesDataConfig, NoEngineConfig, RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.markdown import cell, code, table, text_table
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
 
-ROLES = {
-    "teacher": "teacher, with context",
-    "student_before": "student before",
-    "student_after": "student after",
+ROLES = ("teacher", "student_before", "student_after")
+# What the student learned, by recipe; another package's speaks for itself.
+LEARNED = {
+    "context": "to answer without the context",
+    "self_critique": "to give at once what its critique and revision led to",
+    "step_by_step": "the labels, with rationales",
 }
 METRICS = {
     "exact_match": "exact match",
@@ -65,7 +67,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     """The result for the terminal, from the content of `eval/metrics.json`."""
     shown = Table(title=f"{metrics['num_rows']} held-out rows", title_justify="left")
     shown.add_column("")
-    for role in ROLES.values():
+    for role in _role_titles(metrics):
         shown.add_column(role, justify="right")
     for row in _result_rows(metrics):
         shown.add_row(*(text.replace(" [", "\n[").replace(" (", "\n(") for text in row))  # fits 80 columns
@@ -78,10 +80,11 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "Not evaluated yet: run `distill-ray evaluate`."
-    scores = [f"{name} {metrics[role]['exact_match']:.3f}" for role, name in ROLES.items() if metrics.get(role)]
+    titles = zip(ROLES, _role_titles(metrics), strict=True)
+    scores = [f"{title} {metrics[role]['exact_match']:.3f}" for role, title in titles if metrics.get(role)]
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     return (
-        f"`{config.student.model}` learned from `{config.teacher.model}` to answer without the context. "
+        f"`{config.student.model}` learned {LEARNED.get(config.recipe.type, 'its answers')}, from {_teacher(config)}. "
         f"Exact match on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
         f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({_saving(before, after)} fewer)."
     )
@@ -90,10 +93,9 @@ def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
 def _result(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
-    notes = [
-        "In brackets: 95 % interval, bootstrapped over rows. The student never sees the context. "
-        "Loss: of the teacher's answers under the student."
-    ]
+    notes = ["In brackets: 95 % interval, bootstrapped over rows."]
+    notes += ["The student never sees the context."] if _has_context(metrics) else []
+    notes += ["Loss: of the answers to learn under the student."]
     if metrics.get("teacher") is None:
         notes.append("The data names no reference, so exact match is against the teacher's answer.")
     if tokens := metrics.get("completion_tokens"):
@@ -103,7 +105,7 @@ def _result(metrics: Mapping[str, Any]) -> str:
         )
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
-    return table(["", *ROLES.values()], _result_rows(metrics)) + "\n\n" + " ".join(notes)
+    return table(["", *_role_titles(metrics)], _result_rows(metrics)) + "\n\n" + " ".join(notes)
 
 
 def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -147,12 +149,26 @@ def _what_was_run(config: RunConfig) -> str:
         [
             ["recipe", config.recipe.type],
             ["data", _source(config)],
-            ["teacher", f"{config.teacher.model} ({config.teacher.type})"],
+            ["teacher", _teacher(config)],
             ["sampling", _changed(config.teacher.sampling)],
             ["student", f"{student.model} ({trained})"],
             ["training", _changed(config.train)],
         ],
     )
+
+
+def _has_context(metrics: Mapping[str, Any]) -> bool:
+    return metrics.get("recipe", "context") == "context"
+
+
+def _role_titles(metrics: Mapping[str, Any]) -> list[str]:
+    return ["teacher, with context" if _has_context(metrics) else "teacher", "student before", "student after"]
+
+
+def _teacher(config: RunConfig) -> str:
+    if isinstance(config.teacher, NoEngineConfig):
+        return "answers that were in the data"
+    return f"{config.teacher.model} ({config.teacher.type})"
 
 
 def _source(config: RunConfig) -> str:

@@ -72,6 +72,7 @@ def score_predictions(
     metrics: dict[str, Any] = {
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
+        "recipe": config.recipe.type,
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},

@@ -194,3 +194,21 @@ def test_a_table_has_a_rule_below_its_header() -> None:
 
 def test_metrics_json_is_json(run: RunFolder) -> None:
     json.loads(run.read_bytes("eval", "metrics.json"))
+
+
+def test_a_report_without_a_context_or_a_teacher_speaks_of_neither(tmp_path: Path) -> None:
+    recipe = {"type": "step_by_step", "query": "{{ q }}", "label_column": "label", "rationale_column": "why"}
+    no_teacher = config(recipe=recipe, teacher={"type": "none"})
+    folder = RunFolder(tmp_path)
+    metrics, records = score_predictions(no_teacher, predictions())
+    folder.write_json(MANIFEST, "manifest.json")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    write_report(folder, no_teacher)
+    text = folder.read_bytes("report.md").decode()
+    assert "`small-model` learned the labels, with rationales, from answers that were in the data." in text
+    assert "context" not in text.partition("## Rows")[0]
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(summary_table(metrics))
+    assert "teacher, with context" not in shown.get()
