@@ -28,6 +28,15 @@ class Message(TypedDict):
     content: str
 
 
+class RejectedChain(TypedDict):
+    """A draft whose revision was not accepted."""
+
+    draft: str
+    revision: str
+    reward_before: float
+    reward_after: float
+
+
 class RejectReason(StrEnum):
     """Why a row has no example. A closed set: reports and tests rely on the codes."""
 
@@ -118,6 +127,7 @@ class Example:
     accepted: bool | None = None  # whether a reward preferred it to the draft; of the test split both kinds are kept
     reward_before: float | None = None
     reward_after: float | None = None
+    rejected_chains: list[RejectedChain] | None = None  # of the same row, on its first example
     completion_ids: list[int] | None = None
     topk_ids: np.ndarray | None = None  # [T, K] int32
     topk_logprobs: np.ndarray | None = None  # [T, K] float32
@@ -142,6 +152,9 @@ class Reject:
 
 _TEXT = pa.string()
 _MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+_CHAIN = pa.struct(
+    [("draft", _TEXT), ("revision", _TEXT), ("reward_before", pa.float32()), ("reward_after", pa.float32())]
+)
 _METADATA = {"distill_ray.schema": str(SCHEMA_VERSION)}
 
 ROW_SCHEMA = pa.schema(
@@ -178,6 +191,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("accepted", pa.bool_()),
         ("reward_before", pa.float32()),
         ("reward_after", pa.float32()),
+        ("rejected_chains", pa.list_(_CHAIN)),
         ("completion_ids", pa.list_(pa.int32())),
         ("topk_ids", pa.list_(pa.list_(pa.int32()))),
         ("topk_logprobs", pa.list_(pa.list_(pa.float32()))),

@@ -82,17 +82,18 @@ def _distribution(values: array[float]) -> dict[str, float] | None:
 
 
 def _chains(folder: RunFolder) -> Iterator[Chain]:
-    """Accepted ones are examples (of the test split the others too), those that were not are rejects.
-
-    Where a row has several chains, those that were not accepted beside one that was are in no file.
-    """
-    columns = ["accepted", "reward_before", "reward_after"]
+    """Accepted ones are examples (of the test split the others too), those that were not are rejects, or beside one."""
+    columns = ["accepted", "reward_before", "reward_after", "rejected_chains"]
     for table in folder.read_tables("examples", columns=columns):
-        yield from (Chain(*record.values()) for record in table.to_pylist())
+        for record in table.to_pylist():
+            others = record.pop("rejected_chains") or []
+            yield Chain(*record.values())
+            yield from (Chain(False, other["reward_before"], other["reward_after"]) for other in others)
     for table in folder.read_tables("rejects", columns=["reason", "row"]):
         for record in table.filter(pc.field("reason") == RejectReason.NOT_ACCEPTED.value).to_pylist():
             row = json.loads(record["row"])
-            yield Chain(False, row["reward_before"], row["reward_after"])
+            for chain in [row, *row.get("rejected_chains", [])]:
+                yield Chain(False, chain["reward_before"], chain["reward_after"])
 
 
 def _revision_line(figures: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from distill_ray.errors import RowError
 from distill_ray.recipes.answers import checked_text, good_ones, rejected, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.template import TextTemplate, kind_of
-from distill_ray.records import Answered, Completion, Example, Message, Reject, RejectReason, Row
+from distill_ray.records import Answered, Completion, Example, Message, Reject, RejectedChain, RejectReason, Row
 
 
 @dataclass(slots=True)
@@ -114,11 +114,14 @@ class SelfCritiqueRecipe:
         except RowError as error:
             return rejected(row, error)
         accepted = [chain for chain in chains if chain.num_accepted or row.split == "test"]
+        others = [_as_record(chain) for chain in chains if not (chain.num_accepted or row.split == "test")]
         if accepted:
-            return [self._example(row, chain, engines) for chain in accepted]
-        chain = chains[0]
-        kept = {**row.columns, "draft": chain.draft, "revision": chain.last}
-        kept |= {"reward_before": chain.reward_draft, "reward_after": chain.reward_last}
+            examples = [self._example(row, chain, engines) for chain in accepted]
+            examples[0].rejected_chains = others or None
+            return examples
+        chain, kept = chains[0], {**row.columns, **others[0]}
+        if others[1:]:
+            kept["rejected_chains"] = others[1:]
         detail = f"reward {chain.reward_draft:.4g} before, {chain.reward_last:.4g} after ({self.config.accept.type})"
         return Reject(row.row_id, "generate", RejectReason.NOT_ACCEPTED, detail, kept)
 
@@ -229,6 +232,16 @@ class SelfCritiqueRecipe:
             reward_before=_number_or_none(chain.reward_draft),
             reward_after=_number_or_none(chain.reward_current if is_accepted else chain.reward_last),
         )
+
+
+def _as_record(chain: Chain) -> RejectedChain:
+    """A chain of which no revision was accepted."""
+    return {
+        "draft": chain.draft,
+        "revision": chain.last,
+        "reward_before": chain.reward_draft,
+        "reward_after": chain.reward_last,
+    }
 
 
 def _number_or_none(reward: float) -> float | None:

@@ -15,9 +15,20 @@ from hypothesis import strategies as st
 
 from distill_ray.config import AcceptConfig, SelfCritiqueRecipeConfig, parse_config
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.recipe_figures import recipe_figures
 from distill_ray.recipes import Engines, SelfCritiqueRecipe
 from distill_ray.recipes.self_critique import accepts
-from distill_ray.records import Answered, Completion, Example, Message, Reject, Row
+from distill_ray.records import (
+    Answered,
+    Completion,
+    Example,
+    Message,
+    Reject,
+    Row,
+    examples_table,
+    rejects_table,
+)
 
 RESULTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "self_critique" / "results_sentiment_review.json"
 SCRIPT = ("draft", "critique", "revision", "critique 2", "revision 2")
@@ -87,6 +98,40 @@ def test_a_revision_that_is_not_better_is_a_reject_with_the_chain_and_its_scores
         "reward_before": 2,
         "reward_after": 2,
     }
+
+
+class Two(Scripted):
+    """Two drafts, each with a revision of its own."""
+
+    async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
+        texts = [message["content"] for message in messages]
+        if len(texts) == 1:
+            return [Completion(f"draft {i}", "stop", 1, 1, sample_index=i) for i in range(2)]
+        return [Completion(f"{'critique' if len(texts) == 3 else 'revision'} of {texts[1]}", "stop", 1, 1)]
+
+
+@pytest.mark.parametrize("better", [[0], [1], [0, 1], []])
+def test_of_several_chains_none_is_lost(better: list[int], tmp_path: Path) -> None:
+    table = {f"draft {i}": 1.0 for i in range(2)} | {f"revision of draft {i}": 2.0 * (i in better) for i in range(2)}
+    result = distill(Engines(Two(), Scores(**table)))
+    worse = [
+        {"draft": f"draft {i}", "revision": f"revision of draft {i}", "reward_before": 1.0, "reward_after": 0.0}
+        for i in range(2)
+        if i not in better
+    ]
+    folder = RunFolder(tmp_path)
+    if isinstance(result, Reject):
+        assert not better
+        assert worse[0].items() <= result.row.items()
+        assert result.row["rejected_chains"] == worse[1:]
+    else:
+        assert [example.draft for example in result] == [f"draft {i}" for i in better]
+        assert (result[0].rejected_chains or []) == worse
+    folder.write_table(examples_table(result if isinstance(result, list) else []), "examples", "00000.parquet")
+    folder.write_table(rejects_table([result] if isinstance(result, Reject) else []), "rejects", "00000.parquet")
+    raw = {"recipe": {"type": "self_critique", "reward": LENGTH}, "data": {"source": "x"}, "teacher": {"type": "fake"}}
+    figures = recipe_figures(parse_config(raw), folder)["revisions"]
+    assert (figures["chains"], figures["accepted"], figures["scored"]) == (2, len(better), 2)
 
 
 def test_a_held_out_row_is_kept_whether_its_revision_is_accepted_or_not() -> None:
