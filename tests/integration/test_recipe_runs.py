@@ -236,7 +236,7 @@ def num_kept(folder: RunFolder) -> int:
     """Calls in the ledgers of all partitions."""
     names = {name.removesuffix(".parquet") for name in folder.list("calls")}
     try:
-        return sum(len(Ledger(folder, int(name))) for name in names)
+        return sum(len(Ledger(folder, name)) for name in names)
     except FileNotFoundError:  # segments were just merged
         return 0
 
