@@ -80,12 +80,19 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "Not evaluated yet: run `distill-ray evaluate`."
-    titles = zip(ROLES, _role_titles(metrics), strict=True)
-    scores = [f"{title} {metrics[role]['exact_match']:.3f}" for role, title in titles if metrics.get(role)]
+    titles = dict(zip(ROLES, _role_titles(metrics), strict=True))
+    rewards = metrics.get("reward")
+    if rewards and metrics.get("teacher") is None:  # no answer is the right one: what counts is the reward
+        what = "Mean reward"
+        titles = {"draft": "the teacher's draft", **titles, "teacher": "its revision"}
+        scores = [f"{title} {rewards[who]['mean']:.3f}" for who, title in titles.items() if who in rewards]
+    else:
+        what = "Exact match"
+        scores = [f"{title} {metrics[who]['exact_match']:.3f}" for who, title in titles.items() if metrics.get(who)]
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     return (
         f"`{config.student.model}` learned {LEARNED.get(config.recipe.type, 'its answers')}, from {_teacher(config)}. "
-        f"Exact match on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
+        f"{what} on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
         f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({_saving(before, after)} fewer)."
     )
 
@@ -284,6 +291,8 @@ def _worst(folder: RunFolder, config: RunConfig) -> str:
     if not config.evaluate.worst or not folder.exists("eval", "predictions.parquet"):
         return ""
     predictions = folder.read_table("eval", "predictions.parquet").to_pylist()
+    if all(row["reference"] is None and row.get("reward_student_after") is not None for row in predictions):
+        return _least_rewarded(predictions, config.evaluate.worst)
     wrong = [row for row in predictions if not row["match"]]
     if not wrong:
         return "The student after training is right on every row."
@@ -295,6 +304,14 @@ def _worst(folder: RunFolder, config: RunConfig) -> str:
         header.remove("reference")
     shown = [[row[name] for name in names] for row in wrong[: config.evaluate.worst]]
     return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(header, shown)
+
+
+def _least_rewarded(predictions: list[dict[str, Any]], num_rows: int) -> str:
+    lowest = sorted(predictions, key=lambda row: (row["reward_student_after"], row["row_id"]))[:num_rows]
+    header = ["row", "query", "teacher", "reward", "student after", "reward"]
+    names = ["row_id", "query", "teacher_answer", "reward_teacher", "student_after", "reward_student_after"]
+    shown = [[f"{row[n]:.4g}" if isinstance(row[n], float) else row[n] for n in names] for row in lowest]
+    return "The lowest rewards first.\n\n" + text_table(header, shown)
 
 
 def _cost(manifest: Mapping[str, Any]) -> str:

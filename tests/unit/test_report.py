@@ -212,3 +212,23 @@ def test_a_report_without_a_context_or_a_teacher_speaks_of_neither(tmp_path: Pat
     with console.capture() as shown:
         console.print(summary_table(metrics))
     assert "teacher, with context" not in shown.get()
+
+
+def test_where_no_answer_is_the_right_one_the_report_speaks_of_rewards(tmp_path: Path) -> None:
+    critique = config(recipe={"type": "self_critique", "query": "{{ q }}", "reward": {"type": "length"}})
+    rows = [
+        {**row, "reward_draft": -5.0, "reward_teacher": -1.0, "reward_student_before": -9.0, "reward_student_after": -n}
+        for n, row in enumerate(predictions(reference=False), start=1)
+    ]
+    folder = RunFolder(tmp_path)
+    metrics, records = score_predictions(critique, rows)
+    folder.write_json(MANIFEST, "manifest.json")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    write_report(folder, critique)
+    text = folder.read_bytes("report.md").decode()
+    shown = "the teacher's draft -5.000; its revision -1.000; student before -9.000; student after -10.500."
+    assert f"Mean reward on 20 held-out rows: {shown}" in text
+    worst = text.partition("The lowest rewards first.")[2]
+    assert worst.index("r19") < worst.index("r18") < worst.index("r00")
+    assert "rows are wrong" not in text
