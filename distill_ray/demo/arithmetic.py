@@ -97,7 +97,7 @@ def problem_rows(num_rows: int, seed: int = 0, held_out: bool = False) -> list[d
         drawn = problem(rng, held_out)
         equations.setdefault(drawn.question, drawn.equation)
     return [
-        {"id": f"problem-{seed}-{index:05d}", "question": question, "label": equation}
+        {"id": f"problem-{'held-out-' if held_out else ''}{seed}-{index:05d}", "question": question, "label": equation}
         for index, (question, equation) in enumerate(equations.items())
     ]
 

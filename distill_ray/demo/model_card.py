@@ -69,7 +69,7 @@ def write_card(folder: Path, seed: int, num_steps: int, second_steps: int, num_r
     figures = measure(hf_chat(folder), num_rows)
     print(json.dumps(figures, indent=2))
     with safe_open(folder / "model.safetensors", "pt") as weights:
-        parameters = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 (not a dict) / 1e6
+        parameters = sum(weights.get_tensor(name).numel() for name in weights.keys()) / 1e6  # noqa: SIM118 (not a dict)
     card = CARD.format(
         parameters=parameters,
         instruction_tokens=len(AutoTokenizer.from_pretrained(folder).encode(shipped_instruction())),

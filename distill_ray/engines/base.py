@@ -44,7 +44,7 @@ class Engine(ABC):
     ) -> list[Completion]:
         """Answer once: samples first_sample .. sampling.n - 1, in that order, each with its `sample_index`.
 
-        Sample i is drawn with seed `sampling.seed + i`, so asking for more samples later continues the same series.
+        Sample i is drawn with `request_seed(...) + i`, so asking for more samples later continues the same series.
 
         Raises:
             RequestRejected: this request can never be answered (too long, control tokens, bad request).
@@ -72,6 +72,17 @@ class Engine(ABC):
         Engines that render the chat template themselves hash the token ids, so that a changed template is noticed.
         """
         return hashlib.blake2b(json.dumps(list(messages), ensure_ascii=False).encode(), digest_size=16).digest()
+
+
+def request_seed(seed: int, prompt_key: bytes) -> int:
+    """A request's own seed, below 2^31: with one seed for all of them, all prompts would draw the same numbers.
+
+    Args:
+        seed: `sampling.seed`.
+        prompt_key: of the prompt. Sample i is drawn with what is returned, plus i.
+    """
+    mixed = hashlib.blake2b(prompt_key, digest_size=8, salt=(seed % 2**64).to_bytes(8, "big")).digest()
+    return int.from_bytes(mixed, "big") % 2**31
 
 
 def hash_ids(ids: Sequence[int]) -> bytes:

@@ -21,7 +21,7 @@ from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import Engine, hash_ids
 from distill_ray.engines.hf_model import HfModel, Request, cut_at_stop
 from distill_ray.errors import RequestRejected, TransientEngineError
-from distill_ray.models import model_identity
+from distill_ray.models import Prompts, model_identity, prompts_of
 from distill_ray.records import Completion, Message, RejectReason
 
 _COLLECT_S = 0.005  # how long the first request of a batch waits for others
@@ -47,7 +47,7 @@ class HfEngine(Engine):
             return
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hf-engine")
         try:
-            self._model = await self._in_thread(HfModel, self.config)
+            self._model = await self._in_thread(HfModel, self.config, self._prompts)
         except BaseException:
             await self.close()
             raise
@@ -115,7 +115,12 @@ class HfEngine(Engine):
 
     def prompt_key(self, messages: Sequence[Message]) -> bytes:
         """Hash of the prompt's token ids."""
-        return hash_ids(self._ready.prompt_ids(messages))
+        return hash_ids(self._prompts.prompt_ids(messages))
+
+    @functools.cached_property
+    def _prompts(self) -> Prompts:
+        """There before the model is: calls that are in the ledger need no model, only their prompt's key."""
+        return prompts_of(self.config, key="teacher.model")
 
     @property
     def _ready(self) -> HfModel:

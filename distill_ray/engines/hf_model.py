@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import hash_ids
 from distill_ray.errors import ConfigError, TransientEngineError
-from distill_ray.models import prompts_of, resolve_model
+from distill_ray.models import Prompts, resolve_model
 from distill_ray.records import Completion, Message
 
 # Shape suffixes: B rows of a batch, T positions, V vocabulary.
@@ -63,7 +63,7 @@ class Request:
 class HfModel:
     """Weights and tokenizer, loaded. Everything here runs in the engine's thread, save tokenisation."""
 
-    def __init__(self, config: HfEngineConfig) -> None:
+    def __init__(self, config: HfEngineConfig, prompts: Prompts) -> None:
         path = resolve_model(config.model, key="teacher.model")
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
@@ -73,7 +73,7 @@ class HfModel:
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = config.model + (f" with the adapters {config.adapter}" if config.adapter else "")
             raise ConfigError(f"teacher.model: cannot load {what} ({first_line})") from error
-        self.prompts = prompts_of(config, key="teacher.model")
+        self.prompts = prompts
         self.tokenizer: Any = self.prompts.tokenizer
         self.max_positions = self._max_positions()
         defaults = self.model.generation_config

@@ -31,7 +31,7 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from distill_ray.config.engine import TOKEN_ID_SWITCHES, OpenAIEngineConfig, SamplingConfig
-from distill_ray.engines.base import Engine
+from distill_ray.engines.base import Engine, request_seed
 from distill_ray.engines.limiter import AdaptiveLimiter
 from distill_ray.engines.openai_errors import ErrorTranslator, WrongMaxTokensName
 from distill_ray.engines.openai_wire import completions, is_chat_completion, request_body
@@ -172,7 +172,8 @@ class OpenAIEngine(Engine):
     ) -> list[Completion]:
         """One request for `num_samples` samples, with retries. A server that ignores `n` gives fewer."""
         assert self._client is not None, "generate() before start(), or after close()"
-        body = request_body(self.config, messages, sampling, first_sample, num_samples)
+        seed = request_seed(sampling.seed, self.prompt_key(messages)) + first_sample
+        body = request_body(self.config, messages, sampling, seed, num_samples)
 
         async def attempt() -> list[Completion]:
             answer = await self._try_chat(body | {self._max_tokens_name: sampling.max_tokens} | self.config.extra_body)

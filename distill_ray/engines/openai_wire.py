@@ -26,7 +26,7 @@ def request_body(
     config: OpenAIEngineConfig,
     messages: Sequence[Message],
     sampling: SamplingConfig,
-    first_sample: int,
+    seed: int,
     num_samples: int,
 ) -> dict[str, Any]:
     """The request, except for the limit on tokens (servers differ in its name) and `extra_body`."""
@@ -35,7 +35,7 @@ def request_body(
         "messages": [dict(m) for m in messages],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": sampling.seed + first_sample,
+        "seed": seed,
     }
     if num_samples > 1:
         body["n"] = num_samples

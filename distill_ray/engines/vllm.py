@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import psutil
 
 from distill_ray.config.engine import SamplingConfig, StructuredOutput, VllmEngineConfig
-from distill_ray.engines.base import Engine, hash_ids
+from distill_ray.engines.base import Engine, hash_ids, request_seed
 from distill_ray.errors import ConfigError, EngineUnavailable, RequestRejected, TransientEngineError
 from distill_ray.models import ChatTokenizer, model_identity, resolve_model
 from distill_ray.records import Completion, Message, RejectReason
@@ -55,7 +56,6 @@ class VllmEngine(Engine):
         if config.adapter:
             self.identity += f"+{model_identity(config.adapter)}"
         self._llm: AsyncLLM | None = None
-        self._chat: ChatTokenizer | None = None
         self._reasoning_parser: Any = None
         self._restart_lock = asyncio.Lock()
         self._num_restarts = 0
@@ -75,7 +75,7 @@ class VllmEngine(Engine):
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; left alone, vLLM takes half the memory
             # vLLM compiles a helper of its log-probabilities even with enforce_eager: 48 s, and a C++ compiler.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        self._chat = ChatTokenizer.of(config, key="teacher.model")
+        _ = self._tokenizer  # an error of its own, before vLLM's
         self._llm = self._launch()
         if config.reasoning_parser:
             from vllm.reasoning import ReasoningParserManager
@@ -87,7 +87,7 @@ class VllmEngine(Engine):
                 raise ConfigError(
                     f"teacher.reasoning_parser: vLLM has no parser {config.reasoning_parser!r}; known: {known}"
                 ) from error
-            self._reasoning_parser = parser(self._chat.tokenizer)
+            self._reasoning_parser = parser(self._tokenizer.tokenizer)
 
     def _launch(self) -> AsyncLLM:
         from pydantic import ValidationError
@@ -168,7 +168,10 @@ class VllmEngine(Engine):
     ) -> list[Completion]:
         """Ask for all samples in one request; ask again when the engine's process dies on the way."""
         prompt_ids = self._prompt_ids(messages)
-        final = await self._final(prompt_ids, self._params(sampling, first_sample))
+        params = copy.copy(self._params(sampling, first_sample))
+        # vLLM gives sample i of a request this seed + i.
+        params.seed = request_seed(sampling.seed, hash_ids(prompt_ids)) + first_sample
+        final = await self._final(prompt_ids, params)
         return [
             self._completion(output, len(prompt_ids) if i == 0 else 0, sampling, first_sample)
             for i, output in enumerate(sorted(final.outputs, key=lambda o: o.index))
@@ -234,6 +237,7 @@ class VllmEngine(Engine):
 
         prompt = tokens_input(self._prompt_ids(messages))
         params = self._new_params(sampling.model_copy(update={"n": 1}), 0)
+        params.seed = request_seed(sampling.seed, self.prompt_key(messages))
         params.output_kind, params.detokenize = RequestOutputKind.DELTA, True
         async for output in self._engine.generate(prompt, params, self._next_id(), lora_request=self._lora()):
             yield output.outputs[0].text
@@ -243,10 +247,10 @@ class VllmEngine(Engine):
         assert self._llm is not None, "start() first"
         return self._llm
 
-    @property
+    @cached_property
     def _tokenizer(self) -> ChatTokenizer:
-        assert self._chat is not None, "start() first"
-        return self._chat
+        """There before the engine is: calls that are in the ledger need no engine, only their prompt's key."""
+        return ChatTokenizer.of(self.config, key="teacher.model")
 
     def _next_id(self) -> str:
         return f"call-{next(self._request_ids)}"
@@ -295,7 +299,6 @@ class VllmEngine(Engine):
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop or None,
-            seed=sampling.seed + first_sample,  # vLLM gives sample i of a request the seed + i
             logprobs=sampling.top_logprobs or None,
             flat_logprobs=sampling.top_logprobs > 0,
             # Text is made once, at the end (`_text`), not token by token and for k alternatives each (docs/engines.md).

@@ -158,7 +158,7 @@ class LedgeredEngine:
         engine: who answers.
         sampling: how.
         ledger: of the partition at work.
-        ready: awaited before the engine is used: starts it, once, whoever asks first.
+        ready: awaited before the engine is asked, so not for what is replayed: starts it, once, whoever asks first.
         on_call: told (replayed, completions) once per answered request.
         may_pay: raises when no more may be spent; asked before every call that is not replayed.
     """
@@ -180,7 +180,6 @@ class LedgeredEngine:
 
     async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
         """All n samples, in order. Raises what `Engine.generate` raises."""
-        await self._ready()
         sampling = self._sampling if num_samples is None else self._sampling.model_copy(update={"n": num_samples})
         prompt = self._engine.prompt_key(messages)
         keys = [call_key(self._engine.identity, prompt, sampling, i) for i in range(sampling.n)]
@@ -202,7 +201,6 @@ class LedgeredEngine:
 
     async def score(self, messages: Sequence[Message], answer: str) -> Completion:
         """The top k at each token of a given answer. Raises what `Engine.score` raises."""
-        await self._ready()
         k = self._sampling.top_logprobs
         asked = hashlib.blake2b(f"score\0{k}\0{answer}\0".encode() + self._engine.prompt_key(messages), digest_size=16)
         key = call_key(self._engine.identity, asked.digest(), self._sampling, 0)
@@ -210,6 +208,7 @@ class LedgeredEngine:
         is_replayed = completion is not None
         if completion is None:
             self._may_pay()
+            await self._ready()
             completion = await self._engine.score(messages, answer, k)
             self._ledger.put(key, completion)
         self._on_call(is_replayed, [completion])
@@ -240,6 +239,7 @@ class LedgeredEngine:
     async def _ask(
         self, messages: Sequence[Message], sampling: SamplingConfig, keys: list[bytes], *, first_sample: int
     ) -> list[Completion]:
+        await self._ready()
         try:
             completions = await self._engine.generate(messages, sampling, first_sample=first_sample)
         except EngineError as error:

@@ -25,6 +25,7 @@ from distill_ray.recipes.parse import parse_answer
 from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
 
+MIN_SAID = 1e-3  # probability of each token of an answer that the teacher might give
 MIN_TAIL = 1e-10  # probability left outside the top k at least: rounding can take their sum to 1
 
 
@@ -88,7 +89,8 @@ class ContextRecipe:
                 text = sample.text  # not stripped: the log-probabilities are of these very tokens
             elif sample.topk_logprobs is not None:  # a part of the answer is another token sequence: scored anew
                 scored = await teacher.score(messages, text)
-                sample = dataclasses.replace(scored, sample_index=sample.sample_index, reasoning=sample.reasoning)
+                if _would_be_said(scored):
+                    sample = dataclasses.replace(scored, sample_index=sample.sample_index, reasoning=sample.reasoning)
             examples.append(self._example(row, sample, text, teacher.name))
         return examples
 
@@ -152,6 +154,19 @@ def _read_text(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
+
+
+def _would_be_said(scored: Completion) -> bool:
+    """Whether the teacher might say an answer just so, each of its tokens and the end.
+
+    Where it reasons first, its distribution over the bare result is that of the first words of its reasoning: a student
+    that matches it never gives a result. Such an example has no soft targets.
+    """
+    if scored.token_ids is None or scored.topk_ids is None or scored.topk_logprobs is None:
+        return False
+    is_own = scored.topk_ids == np.asarray(scored.token_ids)[:, None]
+    own = np.where(is_own, scored.topk_logprobs, -np.inf).max(axis=1)
+    return bool((own >= np.log(MIN_SAID)).all())
 
 
 def _tail_logprob(topk_logprobs: np.ndarray | None) -> np.ndarray | None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill_ray.config import RunConfig, parse_config
+from distill_ray.config import ParseConfig, RunConfig, parse_config
 from distill_ray.demo import INSTRUCTION_PATH, film_rows, language_rows, problem_rows
 from distill_ray.demo.arithmetic import INSTRUCTION
 from distill_ray.demo.reviews import CRITIQUE_PROMPT, REVISE_PROMPT
@@ -164,7 +164,7 @@ def test_soft_targets_are_captured_scored_and_trained_on(tmp_path: Path) -> None
         recipe={
             "type": "context",
             "context": {"file": str(INSTRUCTION_PATH)},
-            "parse": {"regex": r"Final Answer: (\w+)"},
+            "parse": {"regex": r"(?s)(.+)"},
         },
         teacher={
             "type": "vllm",
@@ -176,13 +176,19 @@ def test_soft_targets_are_captured_scored_and_trained_on(tmp_path: Path) -> None
     )
     folder = RunFolder(tmp_path / "run")
     first = generate(config, folder)
-    found = [e for e in examples(folder) if e["split"] == "train"]
-    assert found
+    found = [e for e in examples(folder) if e["split"] == "train" and e["topk_ids"]]
+    assert len(found) > 10
     for example in found:
-        assert len(example["completion"]) == 2
         ids, logprobs = np.array(example["topk_ids"]), np.array(example["topk_logprobs"])
         assert ids.shape == logprobs.shape == (len(example["completion_ids"]), 8)
         assert (np.exp(logprobs).sum(1) <= 1 + 1e-4).all()
+    of_the_result = config.model_copy(
+        update={"recipe": config.recipe.model_copy(update={"parse": ParseConfig(regex=r"Final Answer: (\w+)")})}
+    )
+    generate(of_the_result, RunFolder(tmp_path / "result"), limit=8)
+    results = examples(RunFolder(tmp_path / "result"))
+    assert results
+    assert all(len(e["completion"]) == 2 and e["topk_ids"] is None for e in results)  # it reasons first
     train(config, folder)
     losses = [json.loads(line)["loss"] for line in folder.read_bytes("metrics.jsonl").splitlines() if b'"loss"' in line]
     assert losses[0] == pytest.approx(dense_kl(config, found), rel=1e-3)

@@ -16,6 +16,7 @@ import pytest
 
 from distill_ray.config import parse_config
 from distill_ray.config.engine import OpenAIEngineConfig, SamplingConfig, StructuredOutput
+from distill_ray.engines.base import request_seed
 from distill_ray.engines.limiter import AdaptiveLimiter
 from distill_ray.engines.openai import CONTROL_TOKEN_SPELLING, OpenAIEngine
 from distill_ray.engines.openai_errors import retry_after_s
@@ -243,7 +244,7 @@ def test_a_prompt_that_is_too_long_is_rejected_as_such(failure: Reply) -> None:
 
 def test_samples_answered_before_one_fails_come_with_the_error() -> None:
     def one_choice(body: dict[str, Any]) -> Reply:
-        if body["seed"] == 2:
+        if body["seed"] == server.chats[0]["seed"] + 2:
             return error(400, "flagged", "content_filter")
         return answer_chat(body | {"n": 1})
 
@@ -339,7 +340,7 @@ def test_the_request_holds_what_the_config_says() -> None:
                 "messages": HELLO,
                 "temperature": 0.5,
                 "top_p": 0.9,
-                "seed": 41,
+                "seed": request_seed(40, make_engine(server).prompt_key(HELLO)) + 1,
                 "n": 2,
                 "stop": ["\n"],
                 "logprobs": True,
@@ -383,9 +384,20 @@ def test_usage_of_n_samples_adds_up() -> None:
 def test_samples_that_the_server_does_not_give_are_asked_for_one_by_one() -> None:
     with ScriptedServer(chat=lambda body: answer_chat(body | {"n": 1})) as server:
         samples = ask(server, SamplingConfig(n=4, seed=10))
-        assert [chat["seed"] for chat in server.chats] == [10, 11, 12, 13]
+        seeds = [chat["seed"] for chat in server.chats]
+    assert seeds == list(range(seeds[0], seeds[0] + 4))
     assert [s.sample_index for s in samples] == [0, 1, 2, 3]
-    assert [s.text for s in samples] == [f"echo: hello there seed {seed}" for seed in (10, 11, 12, 13)]
+    assert [s.text for s in samples] == [f"echo: hello there seed {seed}" for seed in seeds]
+
+
+def test_every_prompt_has_a_seed_of_its_own_and_the_same_prompt_the_same() -> None:
+    keys = [f"prompt {i}".encode() for i in range(200)]
+    seeds = [request_seed(7, key) for key in keys]
+    assert seeds == [request_seed(7, key) for key in keys]
+    assert len(set(seeds)) == 200
+    assert not set(seeds) & {request_seed(8, key) for key in keys}
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert request_seed(-1, b"x") != request_seed(1, b"x")  # any int is a seed
 
 
 def test_a_server_that_refuses_n_is_asked_one_by_one_from_then_on() -> None:

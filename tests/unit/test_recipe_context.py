@@ -24,6 +24,7 @@ class Scripted:
     def __init__(self, *answers: Completion) -> None:
         self.answers = list(answers)
         self.asked: list[Message] = []
+        self.scored = [6, 2]  # what the answer to score is in tokens
 
     async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
         self.asked = list(messages)
@@ -31,7 +32,7 @@ class Scripted:
 
     async def score(self, messages: Sequence[Message], answer: str) -> Completion:
         self.asked = list(messages)
-        return Completion(answer, "stop", 9, 0, **{**SOFT, "token_ids": [7, 2]})
+        return Completion(answer, "stop", 9, 0, **{**SOFT, "token_ids": self.scored})
 
 
 def answer(text: str, *, sample: int = 0, finish: str = "stop", **more: Any) -> Completion:
@@ -148,8 +149,17 @@ def test_a_text_with_soft_targets_is_learnt_as_it_was_said() -> None:
 def test_what_parse_leaves_is_scored_anew_with_the_context_in_view() -> None:
     it, teacher = recipe(parse={"after": "Answer:"}), Scripted(answer("Hm... Answer: fr", sample=1, **SOFT))
     [example] = asyncio.run(it.distill(ROW, Engines(teacher)))
-    assert (example.completion, example.completion_ids, example.sample_index) == ("fr", [7, 2], 1)
+    assert (example.completion, example.completion_ids, example.sample_index) == ("fr", [6, 2], 1)
     assert teacher.asked == it.teacher_messages(ROW)
+
+
+@pytest.mark.parametrize("scored", [[7, 2], [6, 7]])
+def test_a_result_that_the_teacher_would_not_give_just_so_has_no_soft_targets(scored: list[int]) -> None:
+    it, teacher = recipe(parse={"after": "Answer:"}), Scripted(answer("Hm... Answer: fr", **SOFT))
+    teacher.scored = scored  # a token that is none of the likely ones
+    [example] = asyncio.run(it.distill(ROW, Engines(teacher)))
+    assert example.completion == "fr"
+    assert (example.completion_ids, example.topk_ids, example.tail_logprob) == (None, None, None)
 
 
 def test_the_context_may_be_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:

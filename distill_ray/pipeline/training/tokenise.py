@@ -164,7 +164,10 @@ def _example(record: dict[str, Any], prompts: Prompts, limits: Limits) -> Tokeni
     )
     if limits.topk:
         if not record["topk_ids"] or not record["completion_ids"]:
-            return RejectReason.NO_SOFT_TARGETS, "the teacher's log-probabilities are missing"
+            return RejectReason.NO_SOFT_TARGETS, (
+                "the teacher's log-probabilities are missing: its engine gave none, or recipe.parse left what the "
+                "teacher would not say without what stands around it; train with cross_entropy"
+            )
         # The teacher's own tokens: the same text can be spelt in others, and its targets belong to these.
         num_tokens = _num_spelling(record["completion_ids"], record["completion"], prompts)
         if not num_tokens:
