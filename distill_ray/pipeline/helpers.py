@@ -239,7 +239,7 @@ class JudgeScorer:
         """Ratings of both, or their shares of a comparison."""
         if self._compares:
             return await self._reward.compare(before, after, self._judge)
-        return await asyncio.gather(self.score(before), self.score(after))
+        return await self._reward.rate_both(before, after, self._judge)
 
 
 class Roles:

@@ -7,7 +7,8 @@ twice, the other way round the second time, and averaged.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import regex
 
@@ -17,6 +18,8 @@ from distill_ray.recipes.answers import show
 from distill_ray.recipes.base import Answerer
 from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Answered, RejectReason
+
+T = TypeVar("T")
 
 _RATING = regex.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 _VERDICT = regex.compile(r"\[\[\s*([ABC])\s*\]\]")
@@ -57,12 +60,16 @@ class JudgeReward:
 
     async def compare(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
         """Shares of the win, over both orders; they add up to 1. Raises RowError: a comparison without a verdict."""
-        one, other = await asyncio.gather(
+        one, other = await both(
             self._ask(judge, a=first.answer, b=second.answer, query=first.query),
             self._ask(judge, a=second.answer, b=first.answer, query=first.query),
         )
         share = (_share(one) + 1.0 - _share(other)) / 2
         return share, 1.0 - share
+
+    async def rate_both(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
+        """The ratings of two answers, each by itself. Raises RowError: one has none."""
+        return await both(self.rate(first, judge), self.rate(second, judge))
 
     async def _ask(self, judge: Answerer, **values: Any) -> str:
         prompt = self._prompt.render(
@@ -70,6 +77,16 @@ class JudgeReward:
         )
         [answer, *_] = await judge.generate([{"role": "user", "content": prompt}])
         return answer.text
+
+
+async def both(first: Awaitable[T], second: Awaitable[T]) -> tuple[T, T]:
+    """The results of two questions, once both are answered: when one fails, the other's answer is paid for as well."""
+    one, other = await asyncio.gather(first, second, return_exceptions=True)
+    if isinstance(one, BaseException):
+        raise one
+    if isinstance(other, BaseException):
+        raise other
+    return one, other
 
 
 def _share(text: str) -> float:

@@ -172,6 +172,30 @@ def test_a_comparison_is_asked_in_both_orders_and_averaged() -> None:
     assert compare(lambda p: "[[B]]" if p.index("draft") < p.index("revision") else "[[C]]") == (0.25, 0.75)
 
 
+@pytest.mark.parametrize("mode", ["rating", "comparison"])
+def test_a_judge_that_fails_on_one_answer_is_waited_for_on_the_other(mode: str) -> None:
+    """Both questions are on their way and paid for: a row that ended at the first would lose the second's answer."""
+
+    class SlowJudge(Judge):
+        answered = 0
+
+        async def generate(self, messages: Sequence[Message], num_samples: int | None = None) -> list[Completion]:
+            completions = await super().generate(messages)
+            await asyncio.sleep(0.02 * len(self.asked))  # the second takes longer
+            self.answered += 1
+            return completions
+
+    judge, reward = SlowJudge(lambda _: "hm"), JudgeReward(JudgeRewardConfig(mode=mode))
+    ask = reward.compare if mode == "comparison" else reward.rate_both
+
+    async def both() -> int:
+        with pytest.raises(RowError, match="the judge gives no"):
+            await ask(answered("draft"), answered("revision"), judge)
+        return judge.answered
+
+    assert asyncio.run(both()) == 2
+
+
 def test_what_is_judged_is_text_and_never_a_template() -> None:
     judge = Judge(lambda _: "[[5]]")
     asyncio.run(JudgeReward(JudgeRewardConfig()).rate(answered("{{ 7 * 7 }}"), judge))
