@@ -159,6 +159,7 @@ def init(
     Example: `distill-ray init --recipe step_by_step mine/config.yaml`
     """
     starters = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
+    starters["self_critique"] = starters["sentiment"]  # each recipe's name is a starter
     if recipe not in starters:
         raise ConfigError(f"--recipe {recipe}: no such starter; there are: {', '.join(starters)}")
     if path.exists():

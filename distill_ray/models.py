@@ -274,7 +274,7 @@ def load_model_config(config: Any, *, key: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: cannot load {config.model} ({_first_line(error)})") from error
+        raise _cannot_load(config.model, path, key, error) from error
 
 
 def load_tokenizer(config: Any, *, key: str) -> Any:
@@ -289,7 +289,7 @@ def _load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, k
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: cannot load a tokenizer from {model} ({_first_line(error)})") from error
+        raise _cannot_load(model, path, key, error, "a tokenizer from ") from error
 
 
 def _sentinel() -> str:
@@ -300,6 +300,16 @@ def _fill(template: str, content: Mapping[str, str]) -> str:
     for sentinel, text in content.items():
         template = template.replace(sentinel, text)
     return template
+
+
+def _cannot_load(model: str, path: str, key: str, error: Exception, what: str = "") -> ConfigError:
+    advice = ""
+    if not Path(path).is_dir():  # a hub id
+        advice = (
+            f"; is {model} spelt right, and does HF_TOKEN open it if it is gated? Where there is no network: give a "
+            "folder, name a mirror with HF_ENDPOINT, set HF_HUB_OFFLINE=1 for what is in the cache, or try `demo`"
+        )
+    return ConfigError(f"{key}: cannot load {what}{model} ({_first_line(error)}){advice}")
 
 
 def _first_line(error: Exception) -> str:

@@ -123,6 +123,12 @@ class FilesDataConfig(_Rows):
     alongside: dict[str, Files] = {}
     """Columns from files of their own: JSON arrays or JSON lines, whose element i belongs to row i of `source`."""
 
+    @model_validator(mode="after")
+    def _has_roles_for_a_role(self) -> FilesDataConfig:
+        if self.role is not None and self.layout != "role_prompts":
+            raise ValueError(f"role {self.role!r} chooses among role prompts; set `layout: role_prompts`, or leave it")
+        return self
+
 
 class SynthesizeDataConfig(_Rows):
     """The teacher writes the queries itself, as column `text`.
@@ -144,7 +150,8 @@ class SynthesizeDataConfig(_Rows):
     of them."""
 
     prompt: str | None = None
-    """Sandboxed Jinja over `topic`, `number` and `examples`, in place of the built-in request."""
+    """Sandboxed Jinja in place of the built-in request, over `topic`, `number` (queries to ask for in this call:
+    `per_call`, or 1 with `parse: whole`) and `examples` (a list of some seeds and queries written before)."""
 
     system: str | None = None
     """System prompt of the teacher while it writes queries."""
@@ -168,7 +175,8 @@ class SynthesizeDataConfig(_Rows):
     """A query is dropped if it shares more than this with an earlier one (Jaccard, of runs of four characters)."""
 
     max_calls: Annotated[int, Field(ge=1)] | None = None
-    """Calls made at most. Default: ten times what the count needs if no query were dropped."""
+    """Calls made at most. Default: ten times what the count needs if no query were dropped. It ends before that when
+    50 calls in a row give nothing new."""
 
     seed: int = 0
     """Which examples are shown, and the first call's sampling seed."""
@@ -178,6 +186,12 @@ class SynthesizeDataConfig(_Rows):
         given = [name for name in ("topics", "role_prompts", "prompt") if getattr(self, name)]
         if not given or "role_prompts" in given[1:]:
             raise ValueError("say what to write: `topics`, a `prompt` of your own, or `role_prompts` by itself")
+        return self
+
+    @model_validator(mode="after")
+    def _has_roles_for_a_role(self) -> SynthesizeDataConfig:
+        if self.role is not None and self.role_prompts is None:
+            raise ValueError(f"role {self.role!r} chooses among role prompts; set `role_prompts: FILE`, or leave it")
         return self
 
     @property

@@ -13,7 +13,7 @@ from distill_ray.config.engine import EngineConfig, FakeEngineConfig, HfEngineCo
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardModelConfig
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import ConfigError, DataError
+from distill_ray.errors import ConfigError, DataError, InputError
 from distill_ray.models import (
     Prompts,
     is_encoder_decoder,
@@ -21,12 +21,14 @@ from distill_ray.models import (
     load_tokenizer,
     prompts_of,
     require_safetensors,
+    resolve_model,
 )
 from distill_ray.pipeline.cluster import connected, engine_resources
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import require_helpers, reward_of
 from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import Recipe, make_recipe
@@ -40,39 +42,50 @@ def check(config: RunConfig) -> Iterator[str]:
     """Yield one line per thing found in order.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: what is wrong, all of it; a broken teacher does not hide a broken student.
     """
     recipe = make_recipe(config.recipe)
     yield f"recipe `{config.recipe.type}`: template and context"
-    yield _check_data(config, recipe)
-    yield from check_engines(config)
-    yield check_student(config)
-    with connected():
-        yield check_resources(config)
+    wrong: list[InputError] = []
+    for part in (_check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)):
+        try:
+            yield from part
+        except InputError as error:
+            if str(error) not in map(str, wrong):
+                wrong.append(error)
+    if not wrong:
+        with connected():
+            yield check_resources(config)
+    elif len(wrong) == 1:
+        raise wrong[0]
+    else:
+        raise ConfigError("\n".join([f"{len(wrong)} things are wrong:", *(f"  - {error}" for error in wrong)]))
 
 
-def _check_data(config: RunConfig, recipe: Recipe) -> str:
+def _check_data(config: RunConfig, recipe: Recipe) -> Iterator[str]:
     """Its first rows, or what the teacher will be asked to write. Raises InputError."""
     if isinstance(config.data, SynthesizeDataConfig):
         Requests(config.data)
-        return f"data: the teacher will write {config.data.count} queries, in {config.data.calls_needed} calls or more"
+        yield f"data: the teacher will write {config.data.count} queries, in {config.data.calls_needed} calls or more"
+        return
     with tempfile.TemporaryDirectory(prefix="distill-ray-check-") as scratch:
         plan = plan_rows(config, recipe, RunFolder(scratch), limit=SAMPLE_ROWS)
         bad, first = _problems(RunFolder(scratch))
     if bad == plan.rows_in:
         raise DataError(f"data: none of the {bad} first rows can be used, for example {first}")
-    return f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
+    yield f"data: {plan.rows_in} first rows read, {bad} of them unusable" + (f", for example {first}" if bad else "")
 
 
-def check_student(config: RunConfig) -> str:
+def check_student(config: RunConfig) -> Iterator[str]:
     """What the student's training needs of its model. Raises ConfigError."""
     student = config.student
+    _say_if_from_hub(student.model, "student.model")
     prompts = prompts_of(student, key="student.model")
     require_safetensors(student.model, key="student.model")
     require_evaluation_engine(config)
     if isinstance(config.train.loss, TopkKlConfig) and isinstance(config.teacher, VllmEngineConfig | HfEngineConfig):
         _require_same_tokens(prompts_of(config.teacher, key="teacher.model"), prompts)
-    return f"student `{student.model}`: tokenizer, chat template and weights"
+    yield f"student `{student.model}`: tokenizer, chat template and weights"
 
 
 def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
@@ -102,9 +115,13 @@ def _problems(folder: RunFolder) -> tuple[int, str]:
     return len(bad), "{source}: {reject_reason}: {reject_detail}".format(**bad[0]) if bad else ""
 
 
-def check_engines(config: RunConfig) -> Iterator[str]:
-    """Who is asked: the teacher, and the reward where the recipe has one. Raises ConfigError."""
+def check_teacher(config: RunConfig) -> Iterator[str]:
+    """Whether it can be asked. Raises ConfigError."""
     yield f"teacher {_check_engine(config.teacher, 'teacher')}"
+
+
+def check_reward(config: RunConfig) -> Iterator[str]:
+    """Whether it can be asked, where the recipe has one. Raises ConfigError."""
     reward = reward_of(config)
     if reward is not None:
         yield f"reward {_check_reward(reward)}"
@@ -119,6 +136,7 @@ def _check_reward(reward: RewardConfig) -> str:
     if not isinstance(reward, OwnModelReward):
         return f"`{reward.type}`"
     key = "recipe.reward.model"
+    _say_if_from_hub(reward.model, key)
     loaded = load_model_config(reward, key=key)
     require_head(reward, loaded.architectures or ())
     require_labels(reward, loaded.id2label)
@@ -142,6 +160,7 @@ def _check_engine(engine: EngineConfig, key: str) -> str:
         return f"`{engine.model}` at {engine.base_url}: key is set (the server was not asked)"
     if not isinstance(engine, VllmEngineConfig | HfEngineConfig):  # of another package, which knows what to look at
         return f"`{engine.type}`: {make_engine(engine).identity} (nothing else was checked)"
+    _say_if_from_hub(engine.model, f"{key}.model")
     prompts_of(engine, key=f"{key}.model")
     if isinstance(engine, VllmEngineConfig) and is_encoder_decoder(engine, key=f"{key}.model"):
         raise ConfigError(f"{key}: vLLM runs no encoder-decoder models, and {engine.model} is one; take type hf")
@@ -150,3 +169,9 @@ def _check_engine(engine: EngineConfig, key: str) -> str:
     where = f"{engine.num_gpus} GPUs per replica" if engine.num_gpus else "CPU"
     pool = f", {engine.replicas.min} to {engine.replicas.max} replicas" if isinstance(engine, VllmEngineConfig) else ""
     return f"`{engine.model}` on {engine.type}: tokenizer and chat template; {where}{pool}"
+
+
+def _say_if_from_hub(model: str, key: str) -> None:
+    """Without a network that takes a while to fail."""
+    if resolve_model(model, key=key) == model and not os.path.isdir(model):
+        say(f"{key}: looking for {model} on the Hugging Face hub or in its cache")

@@ -39,7 +39,7 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
     """Generate, train, evaluate, report. Returns the content of `eval/metrics.json`."""
-    from distill_ray.pipeline.check import check_engines, check_resources, check_student
+    from distill_ray.pipeline.check import check_resources, check_reward, check_student, check_teacher
     from distill_ray.pipeline.evaluate import evaluate
     from distill_ray.pipeline.generate import generate, is_generated
     from distill_ray.pipeline.report import write_report
@@ -52,10 +52,10 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
             "`distill-ray generate` and `distill-ray train`"
         )
     with stage(config, folder):
-        check_student(config)  # before the teacher is paid
+        list(check_student(config))  # before the teacher is paid
         if not is_generated(config, folder):
-            for _ in check_engines(config):
-                pass
+            list(check_teacher(config))
+            list(check_reward(config))
         with connected():
             check_resources(config)
             generate(config, folder, limit=limit)

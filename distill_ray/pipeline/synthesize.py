@@ -52,6 +52,7 @@ Write one per line, without numbers and without explanations."""
 
 FIRST_ROUND, MOST_PER_ROUND = 4, 256  # calls
 MOST_FAILED = 8  # calls one after the other
+MOST_BARREN = 50  # answered calls one after the other without a query that is new: more would be paid for nothing
 SHINGLE = 4  # characters
 _MARK = re.compile(r"^\s*(?:[-*\u2022]|\(?\d{1,4}[.):])\s+")
 
@@ -69,6 +70,7 @@ class Written:
     replayed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    barren_calls: int = 0  # the last so many that were answered gave nothing new
     example: str = ""  # an answer, for the message when nothing of use was written
 
     def figures(self) -> dict[str, int]:
@@ -244,7 +246,7 @@ async def write_queries(
         if failed_in_a_row >= MOST_FAILED:
             raise failures[0]
         number = calls.stop
-        if not on_progress(written):
+        if not on_progress(written) or written.barren_calls >= MOST_BARREN:
             break
     del written.queries[count:]
     return written
@@ -259,14 +261,16 @@ def _take(
         if not isinstance(failure, RequestRejected | TransientEngineError):
             raise failure
     written.failed_calls += len(failures)
-    for answer in answers:
-        for sample in answer if isinstance(answer, list) else ():
+    for answer in (answer for answer in answers if isinstance(answer, list)):
+        num_before = len(written.queries)
+        for sample in answer:
             written.example = written.example or sample.text
             for text in queries_in(sample, data.parse):
                 if distinct.add(text):
                     written.queries.append({"text": text})
                 else:
                     written.near_duplicates += 1
+        written.barren_calls = 0 if len(written.queries) > num_before else written.barren_calls + 1
     return failures
 
 
@@ -292,11 +296,19 @@ def _synthesize(config: RunConfig, folder: RunFolder, requests: Requests, count:
             f"(data.prompt, data.topics, data.parse). An answer: {show(written.example)}"
         )
     if len(written.queries) < count:
-        say(
-            f"data: {len(written.queries)} of {count} queries were written; {written.near_duplicates} were nearly the "
-            "same as others. For more: more topics or seeds, a higher temperature, data.max_calls"
-        )
+        say(f"data: {len(written.queries)} of {count} queries were written. {_why_so_few(written, config)}")
     return written
+
+
+def _why_so_few(written: Written, config: RunConfig) -> str:
+    most = config.generate.max_teacher_tokens
+    if most is not None and written.prompt_tokens + written.completion_tokens >= most:
+        return f"generate.max_teacher_tokens ({most}) is spent; run again with more, and it goes on"
+    dropped = f"{written.near_duplicates} more were nearly the same as others"
+    advice = "more topics or seeds, a prompt that shows `examples`, a higher temperature or data.max_similarity"
+    if written.barren_calls >= MOST_BARREN:
+        return f"The last {written.barren_calls} calls gave nothing new, and {dropped}. For more: {advice}"
+    return f"That is what data.max_calls allows; {dropped}. For more: more calls, {advice}"
 
 
 async def _ask_actor(
@@ -325,7 +337,9 @@ async def _ask_actor(
 
     def on_progress(written: Written) -> bool:
         duplicates = written.near_duplicates or None
-        progress.update(len(written.queries), near_duplicates=duplicates, calls=counts.calls, replayed=counts.replayed)
+        progress.update(
+            min(len(written.queries), count), near_duplicates=duplicates, calls=counts.calls, replayed=counts.replayed
+        )
         most = config.generate.max_teacher_tokens
         return most is None or counts.prompt_tokens + counts.completion_tokens < most
 

@@ -17,7 +17,7 @@ from distill_ray.cli import main
 from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
-from distill_ray.pipeline.check import check_engines
+from distill_ray.pipeline.check import check, check_reward, check_teacher
 
 JUDGE = {"type": "judge"}
 CONTEXT = {"type": "context", "context": {"text": "Answer."}}
@@ -175,9 +175,36 @@ def test_check_refuses_with_the_key_and_the_way_out(
 )
 def test_check_says_what_it_found_of_a_reward(reward: dict[str, Any], line: str) -> None:
     config = parse_config({"recipe": critique(reward), "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
-    teacher, found = check_engines(config)
-    assert teacher == "teacher `fake`"
+    assert list(check_teacher(config)) == ["teacher `fake`"]
+    [found] = check_reward(config)
     assert found.startswith(line)
+
+
+def test_a_broken_teacher_does_not_hide_a_broken_student_or_a_file_that_is_not_there(tmp_path: Path) -> None:
+    raw = {
+        "recipe": CONTEXT,
+        "data": {"source": str(tmp_path / "nowhere.jsonl")},
+        "teacher": {"type": "hf", "model": "./no-teacher"},
+        "student": {"model": "./no-student"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(check(parse_config(raw, base=tmp_path)))
+    message = str(caught.value)
+    assert message.startswith("3 things are wrong:")
+    assert all(name in message for name in ("nowhere.jsonl", "no-teacher", "no-student"))
+    assert len(message.splitlines()) == 4
+
+
+def test_a_model_that_the_hub_does_not_give_is_said_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # else it retries for half a minute
+    raw = {"recipe": CONTEXT, "data": {"source": "x"}, "teacher": {"type": "hf", "model": "nobody/no-such-model"}}
+    with pytest.raises(ConfigError, match=r"teacher\.model: cannot load nobody/no-such-model .*HF_HUB_OFFLINE=1"):
+        list(check_teacher(parse_config(raw)))
+    assert "teacher.model: looking for nobody/no-such-model" in capsys.readouterr().err
 
 
 def test_a_run_checks_teacher_and_reward_before_it_pays(tmp_path: Path) -> None:

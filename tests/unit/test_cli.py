@@ -181,6 +181,8 @@ def test_init_writes_a_starter_and_never_over_a_file(
     target = tmp_path / "mine" / "config.yaml"
     assert command(monkeypatch, "init", str(target), "--recipe", "step_by_step") == 0
     assert "type: step_by_step" in target.read_text()
+    assert command(monkeypatch, "init", str(tmp_path / "critique.yaml"), "--recipe", "self_critique") == 0
+    assert "type: self_critique" in (tmp_path / "critique.yaml").read_text()
     assert command(monkeypatch, "init", str(target)) == 2
     assert "is there already" in capsys.readouterr().err
     assert command(monkeypatch, "init", str(tmp_path / "x.yaml"), "--recipe", "magic") == 2

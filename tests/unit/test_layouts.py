@@ -109,12 +109,19 @@ def test_sharegpt_and_alpaca_rows_are_read(tmp_path: Path) -> None:
     alpaca = [
         {"instruction": "Translate.", "input": "Hund", "output": "dog"},
         {"instruction": "Say hello.", "input": "", "output": "hello"},
+        {"instruction": "", "input": "What is this?", "output": "no instruction"},
     ]
     config = config_of(tmp_path, write(tmp_path, "a.jsonl", alpaca), data={"layout": "alpaca"})
     assert sorted(record["query"] for record in planned(tmp_path, config).values()) == [
         "Say hello.",
         "Translate.\n\nHund",
+        "What is this?",
     ]
+
+
+def test_a_role_without_role_prompts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"role 'faq' chooses among role prompts; set `layout: role_prompts`"):
+        config_of(tmp_path, str(tmp_path / "a.jsonl"), data={"role": "faq"})
 
 
 @pytest.mark.parametrize(

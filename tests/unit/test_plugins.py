@@ -19,7 +19,7 @@ from distill_ray.config import FakeEngineConfig, RunConfig, parse_config
 from distill_ray.doctor import examine
 from distill_ray.engines import Engine, make_engine
 from distill_ray.errors import ConfigError, DataError, DistillError, NoReadableRow
-from distill_ray.pipeline.check import check_engines
+from distill_ray.pipeline.check import check_teacher
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generation_fingerprint
 from distill_ray.pipeline.planning.plan import plan_rows
@@ -248,7 +248,7 @@ def test_a_generation_depends_on_a_plugins_keys_and_version(
 def test_the_check_builds_the_engine_of_a_plugin_and_says_that_this_is_all_it_did() -> None:
     config = parse_config(EXAMPLE)
     assert isinstance(make_engine(config.teacher), Engine)
-    assert next(check_engines(config)) == "teacher `parrot`: parrot:demo@? (nothing else was checked)"
+    assert next(check_teacher(config)) == "teacher `parrot`: parrot:demo@? (nothing else was checked)"
 
 
 def test_an_engine_without_an_identity_is_refused(other: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from distill_ray.config import RunConfig, SynthesizeDataConfig, parse_config
 from distill_ray.errors import ConfigError, EngineUnavailable, TransientEngineError
 from distill_ray.pipeline.planning.planner import normalise
-from distill_ray.pipeline.synthesize import Distinct, Requests, Written, queries_in, write_queries
+from distill_ray.pipeline.synthesize import MOST_BARREN, Distinct, Requests, Written, queries_in, write_queries
 from distill_ray.records import Completion, Message
 
 
@@ -121,6 +121,19 @@ def test_a_teacher_that_repeats_itself_ends_after_max_calls() -> None:
     assert written.near_duplicates == 5
 
 
+def test_a_teacher_with_nothing_new_to_say_is_not_asked_as_often_as_it_might_be() -> None:
+    asked: list[int] = []
+
+    async def ask(messages: Sequence[Message], call: int) -> list[Completion]:
+        asked.append(call)
+        return [said("Always this." if call else "At first this one.")]
+
+    written = written_by(data_of(count=1000, per_call=1, max_calls=10_000), ask)
+    assert len(written.queries) == 2
+    assert written.barren_calls == len(asked) - 2
+    assert MOST_BARREN <= written.barren_calls < 2 * MOST_BARREN
+
+
 def test_a_call_that_fails_costs_only_itself_and_an_engine_that_is_gone_ends_it() -> None:
     async def sometimes(messages: Sequence[Message], call: int) -> list[Completion]:
         if call % 2:
@@ -192,6 +205,7 @@ def config_of(**data: Any) -> RunConfig:
         ({"topics": ["a"], "source": "x"}, "data.source: unknown key"),
         ({"topics": ["a"], "teacher": {"type": "fake", "sampling": {"temperature": 0}}}, "temperature"),
         ({"topics": ["a"], "teacher": {"type": "none"}}, "teacher"),
+        ({"topics": ["a"], "role": "b"}, "role 'b' chooses among role prompts; set `role_prompts: FILE`"),
     ],
 )
 def test_what_cannot_work_is_refused_when_the_config_loads(data: dict[str, Any], message: str) -> None:

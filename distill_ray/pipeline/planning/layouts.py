@@ -134,10 +134,9 @@ def _turn(number: int, turn: object, who: str, what: str) -> Message:
 
 
 def _alpaca(columns: Mapping[str, Any]) -> list[_Asked]:
-    instruction = _text(columns, "instruction")
-    given = _text(columns, "input", optional=True)
+    parts = [_text(columns, "instruction"), _text(columns, "input", optional=True)]
     answer = _text(columns, "output", optional=True)
-    text = f"{instruction}\n\n{given}" if given.strip() else instruction
+    text = "\n\n".join(part for part in parts if part.strip())
     return [_Asked(text, _text(columns, "system", optional=True), answer if "output" in columns else None)]
 
 
