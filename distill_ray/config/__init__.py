@@ -31,6 +31,7 @@ from distill_ray.config.recipe import (
 )
 from distill_ray.config.reward import BaseRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.config.run import RunConfig, load_config, parse_config
+from distill_ray.config.serve import CalibrateConfig, EmbedderConfig, ServeConfig
 from distill_ray.config.train import DeepSpeedConfig, LoraConfig, StudentConfig, TrainConfig
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "BaseEngineConfig",
     "BaseRecipeConfig",
     "BaseRewardConfig",
+    "CalibrateConfig",
     "Config",
     "ContextRecipeConfig",
     "ContextSource",
     "DataConfig",
     "DatasetSource",
     "DeepSpeedConfig",
+    "EmbedderConfig",
     "EngineConfig",
     "EvaluateConfig",
     "FakeEngineConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "SelfCritiqueRecipeConfig",
+    "ServeConfig",
     "StepByStepRecipeConfig",
     "StudentConfig",
     "SynthesizeDataConfig",

@@ -25,6 +25,7 @@ from distill_ray.config.recipe import (
     StepByStepRecipeConfig,
 )
 from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig
+from distill_ray.config.serve import CalibrateConfig, ServeConfig
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import ConfigError
 from distill_ray.plugins import Group, packages
@@ -56,6 +57,12 @@ class RunConfig(Config):
 
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
+
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """For which requests the student is as good as the teacher."""
+
+    serve: ServeConfig = ServeConfig()
+    """The endpoint in front of student and teacher."""
 
     @model_validator(mode="after")
     def _engine_can_do_what_is_asked(self) -> RunConfig:

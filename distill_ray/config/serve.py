@@ -1,0 +1,244 @@
+"""`serve:` and `calibrate:` the router in front of student and teacher, what it collects, who may ask."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill_ray.config.base import Config, FilePath, Pattern
+from distill_ray.config.engine import EngineConfig, Replicas
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class EmbedderConfig(Config):
+    """What turns a request into a vector. Part of a bundle: another embedder makes its index useless."""
+
+    model: str = MINILM
+    """A sentence-transformers model: its name on the hub, or a folder. The default comes with the package."""
+
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
+    """onnx: two to three times faster on a CPU; made from the model once, compared with it, and kept in the
+    user's cache. auto: onnx where that works, else torch."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Texts embedded together, of requests that arrive at the same time."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Of the runtime, per router replica."""
+
+
+class FingerprintConfig(Config):
+    """What makes two requests of one kind: system prompt, tools and response format are equal."""
+
+    ignore: list[Pattern] = []
+    """Regular expressions of parts that vary from request to request (dates, ids); masked before anything else."""
+
+
+class CascadeConfig(Config):
+    """A second look at a student's answer that was not streamed."""
+
+    min_mean_logprob: Annotated[float, Field(le=0.0)] = -0.5
+    """Nats per token: an answer of which the student is less sure on average is replaced by the teacher's."""
+
+
+class RouterConfig(Config):
+    """The process in front."""
+
+    replicas: Replicas = Replicas()
+    """Router processes: a number, or {min, max} to scale with the load."""
+
+    cpus: Annotated[float, Field(gt=0)] = 0.25
+    """CPUs that Ray reserves per replica."""
+
+    max_ongoing: Annotated[int, Field(ge=1)] = 256
+    """Requests in work per replica."""
+
+    max_queued: Annotated[int, Field(ge=0)] = 256
+    """Requests that wait beyond that; the next one gets 503."""
+
+    student_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds until the student's first byte; then the teacher answers."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between two pieces of an answer."""
+
+    max_body_mb: Annotated[float, Field(gt=0)] = 4.0
+    """Larger requests are refused (413)."""
+
+    latch: Annotated[int, Field(ge=0)] = 10_000
+    """Conversations remembered per replica: one that the teacher answered stays with the teacher."""
+
+
+class StoreConfig(Config):
+    """Where collected pairs are kept."""
+
+    type: Literal["lance", "qdrant"] = "lance"
+    """lance: a folder or an object store, nothing to run. qdrant: a server."""
+
+    url: FilePath | None = None
+    """lance: a folder or s3://...; default: `pairs` in the service's folder. qdrant: http://HOST:6333."""
+
+    collection: str = "pairs"
+    """Name of the table or collection."""
+
+    api_key_env: str | None = None
+    """qdrant: name of the environment variable with its key."""
+
+
+class CollectConfig(Config):
+    """Complete answers of the teacher, kept for the next training."""
+
+    enabled: bool = True
+    """Off where the teacher's terms forbid training on its answers."""
+
+    store: StoreConfig = StoreConfig()
+    """Where to."""
+
+    spool_mb: Annotated[float, Field(gt=0)] = 256.0
+    """Most that waits on each router's disk while the store is away; then pairs are dropped, and counted."""
+
+    batch: Annotated[int, Field(ge=1)] = 256
+    """Pairs written to the store together."""
+
+    flush_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds that a pair waits for others at most."""
+
+    compact_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds between two compactions of the store."""
+
+    refusals: list[Pattern] = [r"(?i)^\s*(i['’]?m sorry|i am sorry|sorry,|i can(no|['’])t|i cannot|as an ai\b)"]
+    """An answer that one of these finds is a refusal and is not kept."""
+
+
+class LimitsConfig(Config):
+    """Per owner of a key. Counted over all routers, within a second."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Then 429 with Retry-After."""
+
+    teacher_tokens_per_day: Annotated[int, Field(ge=1)] | None = None
+    """Prompt and completion tokens of the teacher, UTC days. Then 429; what the student answers goes on."""
+
+
+class KeysConfig(Config):
+    """Who may ask. Only hashes of keys are ever stored."""
+
+    file: FilePath | None = None
+    """JSON lines {"owner", "sha256"}. Default: `keys.jsonl` in the service's folder, where there is one."""
+
+    env: str = "DISTILL_RAY_KEYS"
+    """Environment variable with "owner:key,owner:key", read besides the file."""
+
+    required: bool | None = None
+    """Refuse requests without a key. Default: where there are keys, and on every address but loopback."""
+
+
+class PricesConfig(Config):
+    """Money per million tokens, for the savings shown. Any currency."""
+
+    teacher_prompt: Annotated[float, Field(ge=0)] = 0.0
+    teacher_completion: Annotated[float, Field(ge=0)] = 0.0
+    student_prompt: Annotated[float, Field(ge=0)] = 0.0
+    student_completion: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ServeConfig(Config):
+    """One OpenAI-compatible endpoint in front of student and teacher."""
+
+    folder: FilePath | None = None
+    """Bundles, collected pairs, keys and what waits to be stored. Default: services/NAME where the command runs."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback, keys are required unless `keys.required` says otherwise."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the endpoint."""
+
+    teacher: EngineConfig | None = None
+    """Who answers what the student does not. Default: the `teacher` above."""
+
+    student: EngineConfig | None = None
+    """What runs the bundle's student: vllm or hf here (its `model` is `bundle`), or an OpenAI-compatible URL that has
+    it.
+    Default: vllm; hf where `evaluate.engine` says so."""
+
+    model_aliases: list[str] = []
+    """Model names of existing clients that mean `auto`."""
+
+    router: RouterConfig = RouterConfig()
+    """The process in front."""
+
+    embedder: EmbedderConfig = EmbedderConfig()
+    """For a service without a bundle yet, and for `calibrate`; a bundle brings its own."""
+
+    fingerprint: FingerprintConfig = FingerprintConfig()
+    """Which requests are of one kind."""
+
+    guard: Literal["off", "strict"] = "off"
+    """strict: other numbers, negations or names than in the nearest trained request: the teacher answers."""
+
+    cascade: CascadeConfig | None = None
+    """A second look at the student's answers."""
+
+    degraded: Literal["off", "student"] = "off"
+    """student: while the teacher is down the student answers everything that it can."""
+
+    headers: bool = False
+    """Tell in x-distill-route, -similarity, -reason and -bundle who answered and why."""
+
+    show_requests: bool = False
+    """Show the text of the last requests on the status page."""
+
+    collect: CollectConfig = CollectConfig()
+    """What is kept for the next training."""
+
+    limits: LimitsConfig = LimitsConfig()
+    """Per owner of a key."""
+
+    keys: KeysConfig = KeysConfig()
+    """Who may ask."""
+
+    prices: PricesConfig = PricesConfig()
+    """For the savings shown."""
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> ServeConfig:
+        if "auto" in self.model_aliases or {"teacher", "student"} & set(self.model_aliases):
+            raise ValueError("model_aliases: auto, teacher and student have their own meaning; name others")
+        return self
+
+
+class CalibrateConfig(Config):
+    """For which requests the student is as good as the teacher."""
+
+    error_budget: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the student's answers that may be worse than the teacher's."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """With which the budget holds."""
+
+    metric: Literal["exact_match", "token_f1", "embedding", "judge"] = "exact_match"
+    """How a student's answer is compared with the teacher's (with `evaluate.reference`: with what is right)."""
+
+    good_from: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """token_f1, embedding, judge: an answer that scores this much is as good as the teacher's."""
+
+    judge: EngineConfig | None = None
+    """For `metric: judge`. Default: the teacher."""
+
+    neighbours: Annotated[int, Field(ge=1)] = 8
+    """Nearest trained requests whose outcomes count."""
+
+    far: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Requests less similar to anything trained than all but this share of the calibration's go to the teacher."""
+
+    max_pairs: Annotated[int, Field(ge=10)] = 20_000
+    """Pairs compared at most."""
+
+    seed: int = 0
+    """Of the splits."""
