@@ -11,6 +11,9 @@
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
     |-- Interrupted                  Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
+    |-- ServingError                 a part of the service cannot do its work
+    |   |-- EmbedderError            a text has no vector (the teacher answers), or the embedder cannot be loaded
+    |   `-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
         |-- TransientEngineError     may pass later (429, 5xx, time-out, a dead engine); `retry_after` in seconds
@@ -88,6 +91,18 @@ class Interrupted(DistillError):
 
 class TrainingError(DistillError):
     """Training cannot start or go on."""
+
+
+class ServingError(DistillError):
+    """A part of the service cannot do its work."""
+
+
+class EmbedderError(ServingError):
+    """A text has no vector, or the embedder cannot be loaded."""
+
+
+class BundleError(ServingError):
+    """A bundle, or its index, is damaged, incomplete or does not fit."""
 
 
 class EngineError(DistillError):
