@@ -108,7 +108,8 @@ class NearestIndex:
         parameters = None
         if not group.has_graph:  # faiss reads nothing outside a range
             span = faiss.IDSelectorRange(group.start, group.start + len(group.rows_N))
-            parameters = faiss.SearchParameters(sel=span)
+            parameters = faiss.SearchParameters()
+            parameters.sel = span  # borrowed: `span` has to live until the search is over
         query_1D = np.ascontiguousarray(vector_D, dtype=np.float32)[None]
         similarities_1K, places_1K = group.faiss_index.search(query_1D, k, params=parameters)
         is_found_K = places_1K[0] >= 0  # a graph may find fewer
