@@ -19,6 +19,7 @@ LAYERS = [
     {"recipes", "engines", "student", "demo", "doctor"},
     {"rewards"},
     {"pipeline"},
+    {"serving"},
     {"cli"},
     {"__main__"},
 ]
