@@ -11,6 +11,12 @@
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
     |-- Interrupted                  Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
+    |-- ServingError                 a part of the service; the request is answered all the same, where that can be
+    |   |-- EmbedderError            a text has no vector (the teacher answers), or the embedder cannot be loaded
+    |   |-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
+    |   |-- SpoolError               what was collected cannot be kept on this machine's disk
+    |   |   `-- SpoolFull            there is no room for it
+    |   `-- StoreError               the store of collected pairs cannot be reached or used
     |-- ApiError                     a request to the service cannot be answered; has an HTTP status
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
@@ -89,6 +95,30 @@ class Interrupted(DistillError):
 
 class TrainingError(DistillError):
     """Training cannot start or go on."""
+
+
+class ServingError(DistillError):
+    """A part of the service does not work."""
+
+
+class EmbedderError(ServingError):
+    """A text has no vector, or the embedder cannot be loaded."""
+
+
+class BundleError(ServingError):
+    """A bundle, or its index, is damaged, incomplete or does not fit."""
+
+
+class SpoolError(ServingError):
+    """A collected pair cannot be kept on this machine's disk."""
+
+
+class SpoolFull(SpoolError):
+    """There is no room for it: `serve.collect.spool_mb` is used up, or the disk is full."""
+
+
+class StoreError(ServingError):
+    """The store of collected pairs cannot be reached or used."""
 
 
 class EngineError(DistillError):

@@ -1,4 +1,4 @@
-"""The OpenAI API as the service speaks it: requests checked, pieces of a stream put together, errors.
+"""The OpenAI API as the service speaks it: requests checked, events, errors.
 
 What is known is checked here, once, whoever answers; what is not known is handed on, and whoever answers refuses it.
 https://platform.openai.com/docs/api-reference
@@ -7,8 +7,7 @@ https://platform.openai.com/docs/api-reference
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
@@ -139,55 +138,3 @@ def event(payload: Mapping[str, Any]) -> str:
 
 
 DONE = "data: [DONE]\n\n"
-
-
-@dataclass
-class Gathered:
-    """One answer, from a whole response or from the chunks of a stream: what is kept of it."""
-
-    content: str = ""
-    refusal: str = ""
-    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    finish_reason: str | None = None
-    model: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    logprobs: list[float] = field(default_factory=list)
-
-    def add(self, piece: Mapping[str, Any]) -> None:
-        """Add a response or a chunk. Of several choices, the first."""
-        self.model = piece.get("model") or self.model
-        if usage := piece.get("usage"):
-            self.prompt_tokens = usage.get("prompt_tokens") or 0
-            self.completion_tokens = usage.get("completion_tokens") or 0
-        for choice in piece.get("choices") or ():
-            if choice.get("index", 0) != 0:
-                continue
-            said = choice.get("message") or choice.get("delta") or {}
-            self.content += said.get("content") or choice.get("text") or ""
-            self.refusal += said.get("refusal") or ""
-            self._add_tool_calls(said.get("tool_calls") or ())
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            tokens = (choice.get("logprobs") or {}).get("content") or ()
-            self.logprobs += [token["logprob"] for token in tokens]
-
-    def _add_tool_calls(self, calls: Iterable[Mapping[str, Any]]) -> None:
-        for position, call in enumerate(calls):
-            known = self.tool_calls.setdefault(call.get("index", position), {"id": "", "type": "function"})
-            known["id"] = call.get("id") or known["id"]
-            known["type"] = call.get("type") or known["type"]
-            function, piece = known.setdefault("function", {"name": "", "arguments": ""}), call.get("function") or {}
-            function["name"] += piece.get("name") or ""
-            function["arguments"] += piece.get("arguments") or ""
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing was said and nothing called."""
-        return not self.content.strip() and not self.tool_calls and not self.refusal
-
-
-def says_something(piece: Mapping[str, Any]) -> bool:
-    """Whether a response or chunk has any content: before that, another model can still answer instead."""
-    gathered = Gathered()
-    gathered.add(piece)
-    return bool(gathered.content or gathered.tool_calls or gathered.refusal)
