@@ -13,9 +13,8 @@ import base64
 import binascii
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 

@@ -25,6 +25,7 @@ from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Completion, Message
 from distill_ray.serving.backends import Backend, Method
+from distill_ray.serving.chunks import as_chunks
 from distill_ray.serving.wire import error_of
 
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
@@ -171,24 +172,8 @@ def _reason(error: Exception) -> str:
 
 # What `EngineModel` passes on, and what says nothing about the answer.
 _KNOWN = frozenset(
-    [
-        "model",
-        "messages",
-        "stream",
-        "stream_options",
-        "temperature",
-        "top_p",
-        "max_tokens",
-        "max_completion_tokens",
-        "n",
-        "stop",
-        "seed",
-        "user",
-        "metadata",
-        "store",
-        "safety_identifier",
-        "prompt_cache_key",
-    ]
+    {"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"}
+    | {"n", "stop", "seed", "user", "metadata", "store", "safety_identifier", "prompt_cache_key"}
 )
 _NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0,
@@ -292,24 +277,6 @@ def _response(samples: list[Completion], model: str) -> dict[str, Any]:
             "total_tokens": prompt_tokens + completion_tokens,
         },
     }
-
-
-def as_chunks(response: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A whole chat response as the chunks of a stream, the usage at its end."""
-    head = {"id": response["id"], "object": "chat.completion.chunk"}
-    head |= {"created": response["created"], "model": response["model"]}
-    chunks: list[dict[str, Any]] = []
-    for choice in response["choices"]:
-        index, said = choice["index"], {k: v for k, v in choice["message"].items() if v is not None}
-        for position, call in enumerate(said.get("tool_calls") or ()):
-            call["index"] = position
-        rest = {"logprobs": choice.get("logprobs")}
-        chunks.append({**head, "choices": [{"index": index, "delta": said, **rest, "finish_reason": None}]})
-        finish = choice.get("finish_reason")
-        chunks.append({**head, "choices": [{"index": index, "delta": {}, "finish_reason": finish}]})
-    if response.get("usage"):
-        chunks.append({**head, "choices": [], "usage": response["usage"]})
-    return chunks
 
 
 # -- seen from the router --------------------------------------------------------------------------------------------
