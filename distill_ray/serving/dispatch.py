@@ -116,14 +116,23 @@ class Dispatcher:
         teacher: answers what the student does not.
         live: the bundle in service; `swap` changes it.
         keep: is given each whole answer of the teacher before its response ends.
+        note: is told of each request, for the status page.
         limits: per owner.
         metrics: this router's.
     """
 
     def __init__(
-        self, config: ServeConfig, teacher: Backend, live: Live, *, keep: Keep, limits: Limits, metrics: Metrics
+        self,
+        config: ServeConfig,
+        teacher: Backend,
+        live: Live,
+        *,
+        keep: Keep,
+        note: Callable[[dict[str, Any]], None],
+        limits: Limits,
+        metrics: Metrics,
     ) -> None:
-        self._config, self._teacher, self._keep = config, teacher, keep
+        self._config, self.teacher, self._keep, self._note = config, teacher, keep, note
         self._limits, self._metrics = limits, metrics
         self._latch = Latch(config.router.latch)
         self._breaker = Breaker()
@@ -268,7 +277,7 @@ class Dispatcher:
         if parse is not None:  # the part that counts is known when all is said
             body |= {"stream": False, "stream_options": None}
         try:
-            started = await begin(self._teacher.answer(call.method, body), self._config.router.timeout_s)
+            started = await begin(self.teacher.answer(call.method, body), self._config.router.timeout_s)
         except (TimeoutError, ApiError) as problem:
             return await self._without_teacher(asked, decision, teacher_error(problem))
         if parse is None:
@@ -306,8 +315,22 @@ class Dispatcher:
         """`answer` where it is known whole already, in other pieces than the client gets."""
         self._metrics.requests.labels(decision.route, decision.reason).inc()
         self._metrics.first.labels(decision.route).observe(time.monotonic() - asked.started)
+        self._note(self._noted(asked, decision))
         delivered = self._deliver(asked, decision.route, pieces, answer, may_keep)
         return Routed(decision, asked.live.version, delivered)
+
+    def _noted(self, asked: Asked, decision: Decision) -> dict[str, Any]:
+        return {
+            "time": time.time(),
+            "route": decision.route,
+            "reason": decision.reason,
+            "similarity": decision.similarity,
+            "score": decision.score,
+            "seconds": time.monotonic() - asked.started,
+            "owner": asked.call.owner,
+            "bundle": asked.live.version,
+            "text": asked.key.text[:200] if self._config.show_requests else None,
+        }
 
     async def _deliver(
         self,

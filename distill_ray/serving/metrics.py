@@ -7,7 +7,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -106,12 +106,50 @@ def exposition(families: tuple[Family, ...]) -> bytes:
     return generate_latest(registry)
 
 
-def value(families: tuple[Family, ...], name: str, **labels: str) -> float:
-    """The sum of a counter's (or gauge's) samples with these labels, for the status page."""
-    wanted: Mapping[str, Any] = labels
-    return sum(
-        sample_value
-        for family, _, _, samples in families
-        for sample_name, sample_labels, sample_value in samples
-        if sample_name == name and wanted.items() <= dict(sample_labels).items() and family
-    )
+def figures(families: tuple[Family, ...]) -> dict[str, Any]:
+    """The figures of the status page."""
+    samples = [sample for _, _, _, group in families for sample in group]
+
+    def by(name: str, label: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for sample_name, labels, value in samples:
+            if sample_name == name:
+                key = dict(labels).get(label, "")
+                found[key] = found.get(key, 0.0) + value
+        return found
+
+    requests = by("distill_requests_total", "route")
+    total = sum(requests.values())
+    return {
+        "requests": requests,
+        "reasons": by("distill_requests_total", "reason"),
+        "share_on_student": requests.get("student", 0.0) / total if total else None,
+        "first_piece": {route: _quantiles(samples, "distill_first_piece_seconds", route) for route in requests},
+        "whole": {route: _quantiles(samples, "distill_seconds", route) for route in requests},
+        "saved_teacher_tokens": by("distill_saved_teacher_tokens_total", "").get("", 0.0),
+        "saved_money": by("distill_saved_money_total", "").get("", 0.0),
+        "pairs": by("distill_pairs_total", "result"),
+        "spool_bytes": by("distill_spool_bytes", "").get("", 0.0),
+        "routers": by("distill_bundle_info", "version"),
+        "fallbacks": by("distill_fallbacks_total", "why"),
+        "errors": by("distill_errors_total", "where"),
+        "responses": by("distill_responses_total", "status"),
+    }
+
+
+def _quantiles(samples: list[Sample], name: str, route: str) -> dict[str, float | None]:
+    """p50 and p95 in seconds, from the buckets of a histogram: the upper edge of the one that holds it."""
+    buckets: dict[float, float] = {}
+    for sample_name, labels, value in samples:
+        found = dict(labels)
+        if sample_name == f"{name}_bucket" and found.get("route") == route:
+            edge = float(found["le"])
+            buckets[edge] = buckets.get(edge, 0.0) + value
+    edges = sorted(buckets)
+    total = buckets[edges[-1]] if edges else 0.0
+
+    def quantile(share: float) -> float | None:
+        edge = next((edge for edge in edges if total and buckets[edge] >= share * total), None)
+        return None if edge is None or edge == float("inf") else edge
+
+    return {"p50": quantile(0.5), "p95": quantile(0.95)}

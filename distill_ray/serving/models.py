@@ -6,18 +6,20 @@ or {"error", "status"}. The router parses them (`DeployedBackend`) and needs no 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from distill_ray.config import Config, EngineConfig, SamplingConfig, VllmEngineConfig
+from distill_ray.config import Config, HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ApiError, ConfigError, EngineError, RequestRejected
@@ -25,13 +27,16 @@ from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Completion, Message
 from distill_ray.serving.backends import Backend, Method
+from distill_ray.serving.bundle import read_manifest
 from distill_ray.serving.chunks import as_chunks
+from distill_ray.serving.names import AppNames
 from distill_ray.serving.wire import error_of
 
+UP_S = 2.0
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 
 
-def application(config: EngineConfig, role: str, folder: RunFolder, *, max_ongoing: int = 256) -> serve.Application:
+def application(config: BaseEngineConfig, role: str, folder: RunFolder, *, max_ongoing: int = 256) -> serve.Application:
     """The Serve application of a model.
 
     Args:
@@ -65,6 +70,43 @@ def application(config: EngineConfig, role: str, folder: RunFolder, *, max_ongoi
         options["placement_group_strategy"] = "PACK"
     model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
     return serve.deployment(model, ray_actor_options=actor, **options).bind(config, role, folder)
+
+
+def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
+    """What runs the student of the bundle in `folder`, in this cluster.
+
+    Raises:
+        BundleError: it cannot be read.
+        ConfigError: that engine cannot run this student.
+    """
+    spec = read_manifest(folder).student
+    engine = config.serve.student
+    if engine is None:
+        engine = HfEngineConfig() if spec.is_encoder_decoder else VllmEngineConfig(gpus=config.teacher.num_gpus and 1)
+    if spec.is_encoder_decoder and isinstance(engine, VllmEngineConfig):
+        raise ConfigError("serve.student: vLLM runs no encoder-decoder models, and this student is one; take type hf")
+    if not isinstance(engine, VllmEngineConfig | HfEngineConfig):
+        return engine
+    student = str(folder / "student")
+    values: dict[str, Any] = {
+        "model": spec.base if spec.kind == "adapter" else student,
+        "adapter": student if spec.kind == "adapter" else None,
+        "revision": spec.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "chat_template": str(folder / spec.chat_template) if spec.chat_template else None,
+        "chat_template_kwargs": spec.chat_template_kwargs,
+        "sampling": spec.sampling,
+        "gpus": engine.num_gpus,
+    }
+    if isinstance(engine, VllmEngineConfig):
+        values["engine_kwargs"] = {**config.student.engine_kwargs, **engine.engine_kwargs}
+    return engine.model_copy(update=values)
+
+
+def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application:
+    """The student of the bundle in `folder`. Raises as `student_engine`."""
+    version = read_manifest(folder).version
+    return application(student_engine(config, folder), names.student(version), logs)
 
 
 # -- vLLM ------------------------------------------------------------------------------------------------------------
@@ -111,6 +153,9 @@ class VllmModel:
                     yield json.dumps({**payload, "status": status if isinstance(status, int) else 400})
                 else:
                     yield item.model_dump_json()
+
+    async def ping(self) -> None:
+        """Answers when it is up."""
 
     async def check_health(self) -> None:
         """Called by Serve: an engine process that died takes its replica with it."""
@@ -218,6 +263,9 @@ class EngineModel:
         for piece in as_chunks(response) if body.get("stream") else [response]:
             yield json.dumps(piece, ensure_ascii=False)
 
+    async def ping(self) -> None:
+        """Answers when it is up."""
+
     def _request(self, method: Method, body: Mapping[str, Any]) -> tuple[list[Message], SamplingConfig]:
         if method != "chat":
             raise ApiError(400, f"the `{self._config.type}` engine answers chats only; use /v1/chat/completions")
@@ -295,7 +343,19 @@ class DeployedBackend(Backend):
 
     @cached_property
     def _handle(self) -> DeploymentHandle:
-        return serve.get_app_handle(self.app).options(stream=True)
+        return serve.get_app_handle(self.app)
+
+    async def is_up(self) -> bool:
+        """Whether a replica answers."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            async with asyncio.timeout(UP_S):
+                await self._handle.ping.remote()
+        except (RayError, RayServeException, TimeoutError):
+            return False
+        return True
 
     async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """See `Backend.answer`."""
@@ -304,7 +364,7 @@ class DeployedBackend(Backend):
 
         pieces: Any = None
         try:
-            pieces = self._handle.answer.remote(method, dict(body))
+            pieces = self._handle.options(stream=True).answer.remote(method, dict(body))
             async for data in pieces:
                 piece = json.loads(data)
                 if "error" in piece:
