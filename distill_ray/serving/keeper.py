@@ -4,13 +4,12 @@
     routers -> exchange(...)   -> usage of all owners; metrics and last requests of all routers
     current.json               -> the current bundle's student is up; the one before it stays for a while
 
-It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, and what is current is a file.
+It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
@@ -111,9 +110,7 @@ class Keeper:
             "history": list(self._history),
             "stored_pairs": self._num_pairs,
             "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
-            "bundles": [
-                {"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()
-            ],
+            "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()],
         }
 
     def _all(self) -> tuple[Family, ...]:

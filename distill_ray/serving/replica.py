@@ -25,8 +25,8 @@ from ray.serve.handle import DeploymentHandle
 from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
-from distill_ray.records import Message
 from distill_ray.recipes.context import ContextRecipe
+from distill_ray.records import Message
 from distill_ray.serving.answer import Answer
 from distill_ray.serving.backends import Backend, RemoteBackend
 from distill_ray.serving.bundle import Bundle, load_bundle
@@ -186,7 +186,11 @@ class Router:
             self.metrics.pairs.labels("off").inc()
             return
         refused = why_not_kept(
-            call.body, answer, route="teacher", collect_header=call.collect_header, refusals=self.config.collect.refusals
+            call.body,
+            answer,
+            route="teacher",
+            collect_header=call.collect_header,
+            refusals=self.config.collect.refusals,
         )
         if refused is not None:
             self.metrics.pairs.labels(refused).inc()
@@ -226,7 +230,7 @@ class Router:
             await asyncio.wait_for(self._keeper.add.remote(batch.pairs), KEEPER_TIMEOUT_S)
             await asyncio.to_thread(spool.ack, batch)
 
-    # -- report ----------------------------------------------------------------------------------------------------------
+    # -- report -----------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
         self._unreported.update(self.limits.report())
