@@ -13,6 +13,7 @@
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
     |-- ServingError                 a part of the service; the request is answered all the same, where that can be
     |   |-- EmbedderError            a text has no vector (the teacher answers), or the embedder cannot be loaded
+    |   |   `-- TextTooLong          the text is longer than the embedder reads
     |   |-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
     |   |-- SpoolError               what was collected cannot be kept on this machine's disk
     |   |   `-- SpoolFull            there is no room for it
@@ -103,6 +104,10 @@ class ServingError(DistillError):
 
 class EmbedderError(ServingError):
     """A text has no vector, or the embedder cannot be loaded."""
+
+
+class TextTooLong(EmbedderError):
+    """The text is longer than the embedder reads; nothing is ever cut."""
 
 
 class BundleError(ServingError):
