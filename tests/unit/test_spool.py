@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -135,6 +136,28 @@ def test_a_pair_is_inherited_by_one_only(tmp_path: Path) -> None:
     one.close()
     assert other.inherit() == 1
     assert other.take(9).pairs == [pair()]
+
+
+def test_a_file_that_its_owner_deletes_just_now_is_not_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Spool(tmp_path, MANY)
+    first.append(pair())
+    first.close()
+    [file] = files(tmp_path)
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda fd, how: (file.unlink(), flock(fd, how)))
+    assert Spool(tmp_path, MANY).take(9).pairs == []
+
+
+def test_a_batch_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_ray.serving.spool.BATCH_BYTES", 2000)
+    spool = Spool(tmp_path, MANY)
+    kept = [pair("x" * 5000), *pairs(20)]
+    for each in kept:
+        spool.append(each)
+    assert spool.take(99).pairs == kept[:1]
+    assert drain(spool, 99) == kept
 
 
 @settings(max_examples=60)
