@@ -13,6 +13,7 @@
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
     |-- ServingError                 a part of the service cannot do its work
     |   |-- EmbedderError            a text has no vector (the teacher answers), or the embedder cannot be loaded
+    |   |   `-- TextTooLong          the text is longer than the embedder reads
     |   `-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
@@ -99,6 +100,10 @@ class ServingError(DistillError):
 
 class EmbedderError(ServingError):
     """A text has no vector, or the embedder cannot be loaded."""
+
+
+class TextTooLong(EmbedderError):
+    """The text is longer than the embedder reads; nothing is ever cut."""
 
 
 class BundleError(ServingError):

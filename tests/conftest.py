@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,15 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedder_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own for what is made of embedding models, so that it is made once per session."""
+    folder = tmp_path_factory.mktemp("embedder_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL_RAY_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

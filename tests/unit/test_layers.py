@@ -33,6 +33,7 @@ HEAVY = {
         "rewards/models.py",
         "pipeline/training/train_loop.py",
         "pipeline/training/train_metrics.py",
+        "serving/embedder_torch.py",
         "doctor.py",
     },
     "vllm": {"engines/vllm.py", "demo/check_model.py"},
