@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from distill_ray import cli_serve
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline import interrupts
@@ -342,6 +343,9 @@ def _say_next(*arguments: str) -> None:
     elif shutil.which("distill-ray") != os.path.abspath(called):
         program = [os.path.relpath(called)]
     console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
+
+
+cli_serve.add_to(app)
 
 
 def main() -> None:

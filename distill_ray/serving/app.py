@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ KEEPER_CPUS = 0.1
 def front_application(config: RunConfig, folder: str) -> serve.Application:
     """Routers and keeper."""
     names, router = AppNames(config.name), config.serve.router
-    keeper = serve.deployment(
+    keeper: Any = serve.deployment(
         Keeper, name="keeper", num_replicas=1, max_ongoing_requests=64, ray_actor_options={"num_cpus": KEEPER_CPUS}
     )
     scale: dict[str, Any] = {"num_replicas": router.replicas.min}
@@ -42,7 +43,7 @@ def front_application(config: RunConfig, folder: str) -> serve.Application:
                 "target_ongoing_requests": max(1, router.max_ongoing // 2),
             }
         }
-    routers = serve.deployment(
+    routers: Any = serve.deployment(
         Router,
         name="router",
         max_ongoing_requests=2 * (router.max_ongoing + router.max_queued) + 16,  # it says 503 itself, in words
@@ -102,6 +103,26 @@ def start(config: RunConfig, folder: str) -> None:
     if teacher is not None:
         targets.append(RunTarget(teacher, name=names.teacher, route_prefix=None))
     serve.run_many(targets)
+
+
+def stop() -> None:
+    """Take the service down; the Ray stays."""
+    with contextlib.suppress(Exception):  # whatever is left of it ends with its Ray
+        serve.shutdown()
+
+
+def why_not_up(error: RuntimeError) -> str:
+    """What Serve's controller says of a deployment that failed, in a line."""
+    try:
+        applications = serve.status().applications
+    except Exception:  # Serve itself is down
+        return str(error).splitlines()[0]
+    for found in applications.values():
+        for name, deployment in found.deployments.items():
+            if "FAILED" in deployment.status or "UNHEALTHY" in deployment.status:
+                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+                return f"{name}: {lines[-1] if lines else deployment.status}"
+    return str(error).splitlines()[0]
 
 
 # -- for `serve deploy` ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 
 import httpx
@@ -32,7 +32,7 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
-    def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Pieces of the answer: the whole response, or with `stream` its chunks. Closing the iterator ends the work.
 
         Raises:
@@ -61,7 +61,7 @@ class RemoteBackend(Backend):
             trust_env=False,  # a proxy in the environment is for other traffic
         )
 
-    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """See `Backend.answer`."""
         sent = {**body, **self._config.extra_body, "model": self._config.model}
         try:

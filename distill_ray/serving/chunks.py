@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,14 @@ class Started:
     """An answer of which the first words are there: `first`, and what follows."""
 
     first: list[dict[str, Any]]
-    rest: AsyncIterator[dict[str, Any]]
+    rest: AsyncGenerator[dict[str, Any], None]
 
     @property
     def has_words(self) -> bool:
         """Whether anything was said; if not, it is over."""
         return any(map(says_something, self.first))
 
-    async def pieces(self, timeout_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def pieces(self, timeout_s: float) -> AsyncGenerator[dict[str, Any], None]:
         """All of it. Raises TimeoutError: nothing came for so long."""
         try:
             for piece in self.first:
@@ -57,10 +57,10 @@ class Started:
                     return
                 yield piece
         finally:
-            await self.rest.aclose()  # type: ignore[attr-defined]
+            await self.rest.aclose()
 
 
-async def begin(pieces: AsyncIterator[dict[str, Any]], timeout_s: float) -> Started:
+async def begin(pieces: AsyncGenerator[dict[str, Any], None], timeout_s: float) -> Started:
     """Wait for the first words; if it fails before them, end it.
 
     Raises:
@@ -75,12 +75,12 @@ async def begin(pieces: AsyncIterator[dict[str, Any]], timeout_s: float) -> Star
                 if says_something(piece):
                     break
     except BaseException:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()
         raise
     return Started(first, pieces)
 
 
-async def in_turn(pieces: Iterable[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+async def in_turn(pieces: Iterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
     """Pieces that are there already."""
     for piece in pieces:
         yield piece

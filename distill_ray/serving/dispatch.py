@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -102,7 +102,7 @@ class Routed:
 
     decision: Decision
     version: str
-    pieces: AsyncIterator[dict[str, Any]]
+    pieces: AsyncGenerator[dict[str, Any], None]
 
 
 Keep = Callable[[Asked, Answer], Awaitable[None]]  # keeps a teacher's answer; never raises
@@ -307,7 +307,7 @@ class Dispatcher:
         self,
         asked: Asked,
         decision: Decision,
-        pieces: AsyncIterator[dict[str, Any]],
+        pieces: AsyncGenerator[dict[str, Any], None],
         answer: Answer | None = None,
         *,
         may_keep: bool = True,
@@ -336,14 +336,14 @@ class Dispatcher:
         self,
         asked: Asked,
         route: str,
-        pieces: AsyncIterator[dict[str, Any]],
+        pieces: AsyncGenerator[dict[str, Any], None],
         answer: Answer | None,
         may_keep: bool,
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """What the client gets; the answer is kept before its last piece."""
         call, said = asked.call, StreamedAnswer()
         try:
-            async with aclosing(pieces):  # type: ignore[type-var]
+            async with aclosing(pieces):
                 async for piece in pieces:
                     if call.streams:
                         said.add(piece)

@@ -13,7 +13,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,7 +132,7 @@ async def _answer(service: Service, gate: _Gate, call: Call) -> Response:
             place.leave()
 
 
-async def _events(service: Service, routed: Routed, place: _Place) -> AsyncIterator[str]:
+async def _events(service: Service, routed: Routed, place: _Place) -> AsyncGenerator[str, None]:
     """The stream. Its status line is sent already, so an error is an event, as OpenAI sends it."""
     status = "200"
     try:

@@ -80,7 +80,7 @@ def load_keys(config: KeysConfig, default_file: str, host: str, environment: Map
     path = Path(config.file or default_file)
     keys = _from_environment(environment.get(config.env, ""), config.env)
     if config.file is not None or path.exists():
-        keys += _from_file(path)
+        keys += read_keys(path)
     required = config.required if config.required is not None else bool(keys) or host not in LOOPBACK
     if required and not keys:
         raise ConfigError(
@@ -100,7 +100,8 @@ def _from_environment(text: str, name: str) -> list[Key]:
     return keys
 
 
-def _from_file(path: Path) -> list[Key]:
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file. Raises ConfigError: it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -133,7 +134,8 @@ def add_key(path: Path, owner: str) -> str:
     key = PREFIX + secrets.token_urlsafe(32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(json.dumps({"owner": owner, "sha256": digest_of(key)}) + "\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot write ({error.strerror})") from error

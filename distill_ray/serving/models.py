@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ def application(config: BaseEngineConfig, role: str, folder: RunFolder, *, max_o
         options["placement_group_bundles"] = [b | ({"GPU": 1} if config.num_gpus else {}) for b in bundles]
         options["placement_group_strategy"] = "PACK"
     model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
-    return serve.deployment(model, ray_actor_options=actor, **options).bind(config, role, folder)
+    deployment: Any = serve.deployment(model, ray_actor_options=actor, **options)
+    return deployment.bind(config, role, folder)
 
 
 def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
@@ -130,7 +131,7 @@ class VllmModel:
         self._server = LLMServer.sync_init(_llm_config(config, role))
         await self._server.start()
 
-    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[str]:
+    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """See the module docstring."""
         from pydantic import ValidationError
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -245,7 +246,7 @@ class EngineModel:
         self._engine = make_engine(config)  # type: ignore[arg-type]
         await self._engine.start()
 
-    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[str]:
+    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """See the module docstring."""
         try:
             messages, sampling = self._request(method, body)
@@ -357,7 +358,7 @@ class DeployedBackend(Backend):
             return False
         return True
 
-    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """See `Backend.answer`."""
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
