@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ class Spool:
         last = self._files[-1] if self._files else None
         if last is not None and last.is_open and (last.size + num_bytes <= self._max_bytes / FILES_PER_SPOOL):
             return last
-        name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        name = f"{time.time_ns()}-{secrets.token_hex(4)}"  # sorted by name, the oldest comes first
         temporary = self._folder / f".tmp-{name}"
         fd = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)

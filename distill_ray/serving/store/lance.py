@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,9 @@ class _Dataset:
 
     def __init__(self, uri: str, schema: pa.Schema) -> None:
         self._uri, self._schema = uri, schema
+        # Who names an endpoint without TLS (MinIO beside the service) means it; lance wants to be told so again.
+        has_tls = not os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        self._options = None if has_tls or "://" not in uri else {"allow_http": "true"}
         self._opened: Any = None
 
     @contextlib.contextmanager
@@ -138,7 +142,9 @@ class _Dataset:
 
         with self._translated():
             if self._newest() is None:
-                self._opened = lance.write_dataset(self._schema.empty_table(), self._uri, mode="create")
+                self._opened = lance.write_dataset(
+                    self._schema.empty_table(), self._uri, mode="create", storage_options=self._options
+                )
             yield self._opened
 
     def _newest(self) -> Any:
@@ -149,7 +155,7 @@ class _Dataset:
             fs.invalidate_cache()
             if not fs.exists(f"{path}/_versions"):
                 return None
-            opened = lance.dataset(self._uri)
+            opened = lance.dataset(self._uri, storage_options=self._options)
             if not opened.schema.equals(self._schema, check_metadata=True):
                 raise StoreError(
                     f"{self._uri}: written by another version of distill-ray; `pairs export` it with that version, "
@@ -164,7 +170,9 @@ class _Dataset:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # lance raises all three for a store that is away
+        except StoreError:
+            raise
+        except Exception as error:  # lance raises OSError, ValueError or RuntimeError, an object store's client its own
             self._opened = None
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StoreError(
