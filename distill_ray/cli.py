@@ -21,10 +21,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from distill_ray import cli_serve
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline import interrupts
+from distill_ray.serving import serve_cli
 from distill_ray.serving.pairs_cli import pairs_app
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def _say_next(*arguments: str) -> None:
     console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
 
 
-cli_serve.add_to(app)
+serve_cli.add_to(app)
 
 
 def main() -> None:

@@ -62,11 +62,6 @@ def teacher_application(config: RunConfig, folder: str) -> serve.Application | N
     return application(engine, AppNames(config.name).teacher, RunFolder(folder))
 
 
-def service_folder(config: RunConfig) -> str:
-    """Where the service keeps its files."""
-    return str(Path(config.serve.folder or Path("services") / config.name).resolve())
-
-
 def cpus_needed(config: RunConfig) -> float:
     """What all parts reserve, two students included: one follows the other."""
     serve_config = config.serve

@@ -20,7 +20,7 @@ from distill_ray.serving.wire import error_of
 Method = Literal["chat", "completions"]
 
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
-MAX_EVENT_BYTES = 64 << 20
+UP_S = 2.0  # for a look whether somebody is there
 
 
 class Backend(ABC):
@@ -38,6 +38,10 @@ class Backend(ABC):
         Raises:
             ApiError: 4xx, this request cannot be answered here; 5xx (and 429), not now.
         """
+
+    async def is_up(self) -> bool:
+        """Whether it would answer now."""
+        return True
 
     async def close(self) -> None:  # noqa: B027 (most have nothing to close)
         """Free what it holds."""
@@ -84,6 +88,14 @@ class RemoteBackend(Backend):
             raise ApiError(503, f"{self.name} cannot be reached ({type(error).__name__})", "server_error") from error
         if body.get("stream"):
             raise ApiError(502, f"{self.name} ended its answer without saying so", "server_error")
+
+    async def is_up(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            response = await self._client.get(self._config.base_url + "/models", timeout=UP_S)
+        except httpx.HTTPError:
+            return False
+        return response.status_code < 500
 
     async def close(self) -> None:
         """Close its connections."""

@@ -142,6 +142,12 @@ class Dispatcher:
         """Requests from now on meet another bundle; those on their way stay with theirs."""
         self.live, self._breaker = live, Breaker()
 
+    async def look(self) -> None:
+        """Look after a student that has failed; called now and then."""
+        breaker, student = self._breaker, self.live.student
+        if student is not None and breaker.is_due:
+            breaker.looked(is_up=await student.is_up())
+
     # -- deciding ------------------------------------------------------------------------------------------------
 
     async def answer(self, call: Call) -> Routed:
@@ -255,7 +261,7 @@ class Dispatcher:
             raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
         except ApiError as error:
             if error.status >= 500:
-                self._breaker.failed()
+                self._breaker.failed(is_gone=error.code == "gone")
             raise _Fallback(Reason.STUDENT_UNAVAILABLE, error) from None
         if not started.has_words:
             self._breaker.failed()

@@ -28,9 +28,10 @@ from distill_ray.serving.metrics import Family, add_up, exposition, figures
 from distill_ray.serving.models import student_application
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.pairs import Pair
-from distill_ray.serving.store import make_store
+from distill_ray.serving.store import PairStore, make_store
+from distill_ray.serving.writer import Writer
 
-STUDENTS_S, SAVE_S = 1.0, 5.0
+STUDENTS_S, SAVE_S, COUNT_S = 1.0, 5.0, 60.0
 GONE_S = 10.0  # a router that has not reported for so long is gone; what it counted still counts
 GRACE_S = 600.0  # a student stays up so long after another has followed it
 RETRY_S = 30.0
@@ -55,13 +56,13 @@ class Keeper:
         self._seen: dict[str, float] = {}
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._history: deque[dict[str, Any]] = deque(maxlen=720)  # a point every five seconds: an hour
-        self._store: Any = None
+        self._writer = Writer(self._open_store, config.serve.collect.compact_s)
         self._num_pairs: int | None = None
-        self._adding = asyncio.Lock()
-        self._compacted = time.monotonic()
         self._unwanted_since: dict[str, float] = {}
         self._failed_until: dict[str, float] = {}
         loops = [(self._students, STUDENTS_S), (self._save, SAVE_S)]
+        if config.serve.collect.enabled:
+            loops.append((self._count, COUNT_S))
         self._loops = [asyncio.get_running_loop().create_task(self._repeat(*loop)) for loop in loops]
 
     async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -76,17 +77,16 @@ class Keeper:
 
     async def add(self, pairs: list[Pair]) -> int:
         """Put pairs into the store; returns how many are new. Raises StoreError: they stay in the router's spool."""
-        async with self._adding:  # one writer
-            return await asyncio.to_thread(self._add, pairs)
-
-    def _add(self, pairs: list[Pair]) -> int:
-        self._store = self._store or make_store(self._run.serve.collect.store, self._folder.root)
-        num_new = self._store.add(pairs)
-        if time.monotonic() - self._compacted > self._run.serve.collect.compact_s:
-            self._store.compact()
-            self._compacted = time.monotonic()
-        self._num_pairs = self._store.count()
+        num_new = await asyncio.to_thread(self._writer.write, pairs)
+        self._num_pairs = (self._num_pairs or 0) + num_new
         return num_new
+
+    async def _count(self) -> None:
+        """What others do to the store (delete, mark) shows up here."""
+        self._num_pairs = await asyncio.to_thread(lambda: self._open_store().count())
+
+    def _open_store(self) -> PairStore:
+        return make_store(self._run.serve.collect.store, self._folder.root)
 
     # -- figures -----------------------------------------------------------------------------------------------------
 

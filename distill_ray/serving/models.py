@@ -26,13 +26,12 @@ from distill_ray.errors import ApiError, ConfigError, EngineError, RequestReject
 from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Completion, Message
-from distill_ray.serving.backends import Backend, Method
+from distill_ray.serving.backends import UP_S, Backend, Method
 from distill_ray.serving.bundle import read_manifest
 from distill_ray.serving.chunks import as_chunks
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.wire import error_of
 
-UP_S = 2.0
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 
 
@@ -372,7 +371,8 @@ class DeployedBackend(Backend):
                     raise error_of(piece.pop("status", 500), piece)
                 yield piece
         except (RayError, RayServeException) as error:
-            raise ApiError(503, f"{self.name} does not answer ({type(error).__name__})", "server_error") from error
+            message = f"{self.name} does not answer ({type(error).__name__})"
+            raise ApiError(503, message, "server_error", code="gone") from error
         finally:
             if pieces is not None:
                 pieces.cancel()  # ends the work where the client has left; nothing where it is done

@@ -1,8 +1,11 @@
-"""How the parts of a service are called in Ray Serve. Several services may share a cluster."""
+"""Where a service keeps its files, and how its parts are called in Ray Serve. Several may share a cluster."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from distill_ray.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,8 @@ class AppNames:
     def student(self, version: str) -> str:
         """The student of a bundle. A name for each version: two of them are up while one follows the other."""
         return f"{self.name}-student-{version}"
+
+
+def service_folder(config: RunConfig) -> str:
+    """Bundles, pairs, keys, spools and logs of a service. Absolute."""
+    return str(Path(config.serve.folder or Path("services") / config.name).resolve())

@@ -124,10 +124,11 @@ def delete_pairs(
 
 
 def _store(config: Path, overrides: list[str] | None) -> PairStore:
+    from distill_ray.serving.names import service_folder
     from distill_ray.serving.store import make_store
 
     loaded = load_config(config, overrides or [])
-    return make_store(loaded.serve.collect.store, loaded.serve.folder or f"services/{loaded.name}")
+    return make_store(loaded.serve.collect.store, service_folder(loaded))
 
 
 def _show(record: dict[str, Any], show_text: bool) -> None:

@@ -1,10 +1,10 @@
-"""A router process: the HTTP face, the dispatcher, and three loops beside them.
+"""A router process: the HTTP face, the dispatcher, and what goes on beside them.
 
     watch    what is current -> load its bundle, wait for its student, swap both at once
     report   what this router counted -> keeper -> what all routers counted
-    ship     spool -> keeper -> store
+    drain    spool -> keeper -> store
 
-None of the loops is on a request's way: with the keeper gone, requests are answered as before.
+None of it is on a request's way: with the keeper gone, requests are answered as before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -39,12 +39,12 @@ from distill_ray.serving.limits import Entry, Limits
 from distill_ray.serving.metrics import Metrics, exposition, figures
 from distill_ray.serving.models import DeployedBackend
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.pairs import make_pair, why_not_kept
+from distill_ray.serving.pairs import Pair, make_pair, why_not_kept
 from distill_ray.serving.spool import Spool
+from distill_ray.serving.writer import Drain
 
 WATCH_S, REPORT_S = 1.0, 1.0
 KEEPER_TIMEOUT_S = 30.0
-INHERIT_S = 30.0
 NUM_RECENT = 50
 _LOG = logging.getLogger("distill_ray.serving")
 
@@ -70,6 +70,8 @@ class Router:
         self._spool = self._open_spool()
         self._bundles = Bundles(self._folder / "bundles")
         self._embedder, self._embedder_identity = self._load_embedder(config)
+        self._next: Bundle | None = None
+        self._refused: set[str] = set()
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._unreported: Counter[Entry] = Counter()
         self.dispatcher = Dispatcher(
@@ -86,8 +88,11 @@ class Router:
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve when the replica's event loop is there."""
         await self._watch()  # the first request meets the current bundle
-        every = [(self._watch, WATCH_S), (self._report, REPORT_S), (self._ship, self.config.collect.flush_s)]
+        every = [(self._watch, WATCH_S), (self._report, REPORT_S)]
         self._loops = [asyncio.create_task(self._repeat(what, seconds)) for what, seconds in every]
+        if self._spool is not None:
+            collect = self.config.collect
+            Drain(self._spool, self._deliver, collect.batch, collect.flush_s).start()
         return build(self)
 
     async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -127,6 +132,7 @@ class Router:
         )
 
     async def _watch(self) -> None:
+        await self.dispatcher.look()
         wanted = await asyncio.to_thread(self._bundles.current)
         live = self.dispatcher.live
         if (wanted or "") == live.version and (wanted is None or live.student is not None):
@@ -134,20 +140,30 @@ class Router:
         if wanted is None:
             self._swap(self._without_bundle())
             return
-        try:
-            bundle = await asyncio.to_thread(
-                load_bundle, self._bundles.path(wanted), self._embedder_identity, with_student=False
-            )
-        except BundleError as error:
-            _LOG.error("bundle %s stays out of service: %s", wanted, error)
-            self.metrics.errors.labels("bundle").inc()
+        bundle = await self._read(wanted)
+        if bundle is None:
             return
         student = student_of(self._run, bundle, self._names)
         follows = live.version in await asyncio.to_thread(self._bundles.earlier)
-        if await is_up(student):
+        if await student.is_up():
             self._swap(self._with(bundle, student))
         elif not follows and live.version != wanted:  # gone back from: it leaves now, and the teacher answers meanwhile
             self._swap(self._with(bundle, None))
+
+    async def _read(self, version: str) -> Bundle | None:
+        """A bundle, read once however long its student takes; None: it is not whole, and stays out of service."""
+        if self._next is not None and self._next.version == version:
+            return self._next
+        try:
+            folder = self._bundles.path(version)
+            self._next = await asyncio.to_thread(load_bundle, folder, self._embedder_identity, with_student=False)
+        except BundleError as error:
+            if version not in self._refused:  # said once
+                _LOG.error("bundle %s stays out of service: %s", version, error)
+            self._refused.add(version)
+            self.metrics.errors.labels("bundle").inc()
+            return None
+        return self._next
 
     def _with(self, bundle: Bundle, student: Backend | None) -> Live:
         manifest = bundle.manifest
@@ -156,7 +172,7 @@ class Router:
             student=student,
             embedder=self._embedder,
             ignore=tuple(manifest.ignore),
-            context=tuple(manifest.context),
+            context=cast("tuple[Message, ...]", tuple(manifest.context)),
             parse=manifest.parse,
             teacher_sampling=manifest.teacher_sampling,
         )
@@ -217,22 +233,15 @@ class Router:
         else:
             self.metrics.pairs.labels("kept").inc()
 
-    async def _ship(self) -> None:
-        spool = self._spool
-        if spool is None:
-            return
-        await asyncio.to_thread(spool.inherit)
-        while True:
-            batch = await asyncio.to_thread(spool.take, self.config.collect.batch)
-            self.metrics.spool_bytes.set(spool.num_bytes)
-            if not batch.pairs:
-                return
-            await asyncio.wait_for(self._keeper.add.remote(batch.pairs), KEEPER_TIMEOUT_S)
-            await asyncio.to_thread(spool.ack, batch)
+    def _deliver(self, pairs: list[Pair]) -> None:
+        """Called in the drain's thread."""
+        self._keeper.add.remote(pairs).result(timeout_s=KEEPER_TIMEOUT_S)
 
     # -- report -----------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
+        if self._spool is not None:
+            self.metrics.spool_bytes.set(self._spool.num_bytes)
         self._unreported.update(self.limits.report())
         recent = [self._recent.popleft() for _ in range(len(self._recent))]
         sent = dict(self._unreported)
@@ -291,8 +300,3 @@ def student_of(config: RunConfig, bundle: Bundle, names: AppNames) -> Backend:
     if isinstance(engine, OpenAIEngineConfig):
         return RemoteBackend(engine)
     return DeployedBackend(names.student(bundle.version), f"student {bundle.version}")
-
-
-async def is_up(backend: Backend) -> bool:
-    """Whether a model in this cluster answers already. A remote one is its operator's."""
-    return not isinstance(backend, DeployedBackend) or await backend.is_up()

@@ -38,9 +38,10 @@ def serve(
     from distill_ray.pipeline.check import check_teacher
     from distill_ray.pipeline.cluster import connected
     from distill_ray.serving import app
+    from distill_ray.serving.names import service_folder
 
     loaded = load_config(config, [*(overrides or []), *([f"serve.port={port}"] if port is not None else [])])
-    folder = app.service_folder(loaded)
+    folder = service_folder(loaded)
     _preflight(loaded, folder, bundle)
     if write is not None:
         import yaml
@@ -143,14 +144,14 @@ def list_keys(config: ConfigPath) -> None:
 
 
 def _keys_file(config: RunConfig) -> Path:
-    from distill_ray.serving.app import service_folder
+    from distill_ray.serving.names import service_folder
 
     return Path(config.serve.keys.file or Path(service_folder(config)) / "keys.jsonl")
 
 
 def _bundles(config: RunConfig):  # type: ignore[no-untyped-def]
-    from distill_ray.serving.app import service_folder
     from distill_ray.serving.bundles import Bundles
+    from distill_ray.serving.names import service_folder
 
     return Bundles(Path(service_folder(config)) / "bundles")
 
