@@ -165,7 +165,7 @@ class ServeConfig(Config):
     student: EngineConfig | None = None
     """What runs the bundle's student: vllm or hf here (its `model` is `bundle`), or an OpenAI-compatible URL that has
     it.
-    Default: vllm; hf where `evaluate.engine` says so."""
+    Default: vllm; hf for an encoder-decoder model."""
 
     model_aliases: list[str] = []
     """Model names of existing clients that mean `auto`."""
