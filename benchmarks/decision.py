@@ -2,12 +2,12 @@
 
     python benchmarks/decision.py --out decision.json
 
-Decision: `request_key` and `router.decide` (in it the search for 8 neighbours, a logistic regression over the embedding,
-a strict guard) on one thread, at 1,000, 20,000 and 200,000 indexed requests of one kind. Vectors are synthetic: 384
-dimensions, clusters of 100 rows each, cosine 0.8 to their centre (so two of a cluster have 0.64), and the requests asked
-are new ones of the same clusters. recall@1: how often the nearest neighbour found is as near as the nearest there is, by
-exhaustive search. Bytes per entry: of the files; and what the process that loads and searches them grows by (nothing
-where it fits into memory freed before). Another one built them.
+Decision: `request_key` and `router.decide` (in it the search for 8 neighbours, a logistic regression over the
+embedding, a strict guard) on one thread, at 1,000, 20,000 and 200,000 indexed requests of one kind. Vectors are
+synthetic: 384 dimensions, clusters of 100 rows each, cosine 0.8 to their centre (so two of a cluster have 0.64), and
+the requests asked are new ones of the same clusters. recall@1: how often the nearest neighbour found is as near as
+the nearest there is, by exhaustive search. Bytes per entry: of the files; and what the process that loads and
+searches them grows by (nothing where it fits into memory freed before). Another one built them.
 
 Embedding: one text at a time, the default model on onnxruntime and on sentence-transformers, one thread each, text by
 text in turn.
