@@ -40,5 +40,6 @@ any_pair = st.builds(
     TEXT,
     TEXT,
     TEXT,
-    st.none() | st.lists(st.floats(width=32, allow_nan=False), max_size=4).map(lambda values: np.array(values, np.float32)),
+    st.none()
+    | st.lists(st.floats(width=32, allow_nan=False), max_size=4).map(lambda values: np.array(values, np.float32)),
 )
