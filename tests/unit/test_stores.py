@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qdrant_client import QdrantClient
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.answer import Answer
-from distill_ray.serving.pairs import PAIR_SCHEMA
+from distill_ray.serving.pairs import PAIR_SCHEMA, Pair
 from distill_ray.serving.store import PairStore, Selection, make_store
 from distill_ray.serving.store.base import owner_hash
 from distill_ray.serving.store.qdrant import QdrantStore
@@ -324,6 +325,31 @@ def test_lance_leaves_nothing_of_a_deleted_pair_on_the_disk(tmp_path: Path) -> N
     store.delete(Selection(contains="xyzzy-secret"))
     assert found() == []
     assert store.count() == 30
+
+
+def test_lance_bears_a_writer_and_a_person_at_once(tmp_path: Path) -> None:
+    """Each rewrites files under the other's feet; what comes of that is nobody's error, and no pair's loss."""
+    writer, person = (make_store(StoreConfig(), tmp_path) for _ in range(2))
+    writer.add([pair("first")])
+    sent: list[Pair] = []
+
+    def write() -> None:
+        for number in range(40):
+            batch = [pair(f"{number} {i}", owner=f"owner {number % 2}") for i in range(5)]
+            assert writer.add(batch) == 5
+            sent.extend(batch)
+            if number % 8 == 0:
+                writer.compact()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not writing.done():
+            person.delete(Selection(contains="7 3"))
+            person.mark_indexed([each.pair_id for each in sent[-3:]], "v1")
+        writing.result()
+    gone = {pair_id for deletion in person.deletions() for pair_id in deletion.pair_ids}
+    assert gone
+    assert ids(person) == {pair("first").pair_id, *(each.pair_id for each in sent)} - gone
 
 
 def test_lance_is_a_table_that_lancedb_opens(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def said_by(line: str) -> tuple[str, int]:
 
 def test_kill_9_of_router_and_writer_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     said: set[str] = set()
-    for life in range(3):
+    for life in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", ROUTER, str(tmp_path), f"life {life}"],
             cwd=ROOT,
@@ -241,4 +241,4 @@ def test_kill_9_of_router_and_writer_at_any_moment_loses_nothing_and_doubles_not
     found = [i for batch in store.scan(columns=["pair_id"]) for i in batch["pair_id"].to_pylist()]
     assert len(found) == len(set(found))
     assert said <= set(found)
-    assert len(found) - len(said) <= 3  # one a life: written, and killed before it could say so
+    assert len(found) - len(said) <= 2  # one a life: written, and killed before it could say so
