@@ -22,7 +22,7 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.answer import Answer
 from distill_ray.serving.pairs import PAIR_SCHEMA, Pair
-from distill_ray.serving.store import PairStore, Selection, make_store
+from distill_ray.serving.store import Deletion, PairStore, Selection, make_store
 from distill_ray.serving.store.base import owner_hash
 from distill_ray.serving.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs
@@ -186,6 +186,24 @@ def test_a_pair_deleted_while_it_is_added_is_gone(open_store: Open, monkeypatch:
     monkeypatch.setattr(writer, "_insert", insert_after_a_deletion)
     assert writer.add([late]) == 0
     assert late.pair_id not in ids(writer)
+
+
+def test_an_owners_pair_that_is_added_while_the_owner_is_deleted_is_gone_and_recorded(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, person = open_store(), open_store()
+    writer.add([pair("early")])
+    late = pair("late")
+    log = person._log
+
+    def log_after_an_addition(deletion: Deletion) -> None:
+        writer.add([late])  # too late for the look, too early for the record
+        log(deletion)
+
+    monkeypatch.setattr(person, "_log", log_after_an_addition)
+    assert person.delete(Selection(owner="shop")) == 2
+    assert writer.count() == 0
+    assert late.pair_id in {pair_id for deletion in person.deletions() for pair_id in deletion.pair_ids}
 
 
 def test_a_deletion_that_was_killed_is_finished_by_compaction(

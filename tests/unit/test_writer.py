@@ -66,6 +66,17 @@ def test_while_the_store_is_away_appends_go_on_and_nothing_is_lost(tmp_path: Pat
     assert (drain.num_delivered, spool.num_bytes) == (10, 0)
 
 
+def test_a_drain_delivers_what_a_process_left_that_ended_meanwhile(tmp_path: Path) -> None:
+    other, store = Spool(tmp_path, MANY), Away()
+    drain = Drain(Spool(tmp_path, MANY), store, batch=4, flush_s=1)
+    other.append(pair())
+    assert drain.flush()
+    assert store.got == []
+    other.close()
+    assert drain.flush()
+    assert store.got == [pair()]
+
+
 def test_batches_become_smaller_while_they_fail_and_waits_longer(tmp_path: Path) -> None:
     spool, store = Spool(tmp_path, MANY), Away()
     drain = Drain(spool, store, batch=8, flush_s=1)
