@@ -188,7 +188,7 @@ def pair_id(
     be answered in other words, and should still count once. Another teacher's answer is another pair.
     """
     identity = ["key", owner, idempotency_key] if idempotency_key else ["request", owner, teacher, messages, request]
-    return hashlib.blake2b(_json(identity, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(_json(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def make_pair(

@@ -112,9 +112,14 @@ class Spool:
         name = f"{time.time_ns()}-{secrets.token_hex(4)}"  # sorted by name, the oldest comes first
         temporary = self._folder / f".tmp-{name}"
         fd = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
         path = self._folder / f"{name}{SUFFIX}"
-        os.rename(temporary, path)  # under its name only when it is locked: nobody inherits from the living
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.rename(temporary, path)  # under its name only when it is locked: nobody inherits from the living
+        except OSError:
+            os.close(fd)
+            temporary.unlink()
+            raise
         if last is not None:
             last.is_open = False
         self._files.append(_File(path, fd))
@@ -164,7 +169,7 @@ class Spool:
             self.num_damaged += batch.num_damaged
             for file, end in batch._ends:
                 file.acked = max(file.acked, end)
-                if file.acked == file.size:
+                if file.acked == file.size and file in self._files:
                     self._drop(file)
 
     def _drop(self, file: _File) -> None:

@@ -43,7 +43,7 @@ def config(tmp_path: Path) -> str:
 @pytest.fixture
 def store(tmp_path: Path) -> PairStore:
     store = make_store(StoreConfig(), tmp_path / "service")
-    called = Answer("", "tool_calls", tool_calls=(CALL,))
+    called = Answer("Let me look.", "tool_calls", tool_calls=(CALL,))
     store.add(
         [
             pair("Wo ist der \x1b[31mBahnhof?", "German", owner="shop"),
@@ -103,8 +103,8 @@ def test_exported_messages_are_chats_with_the_answer_and_the_tools(
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     by_answer = {line["messages"][-1]["content"]: line for line in lines}
     assert by_answer["German, too"] == {"messages": [*CHAT, {"role": "assistant", "content": "German, too"}]}
-    assert by_answer[None]["tools"] == TOOLS
-    assert by_answer[None]["messages"][-1]["tool_calls"] == [CALL]
+    assert by_answer["Let me look."]["tools"] == TOOLS
+    assert by_answer["Let me look."]["messages"][-1]["tool_calls"] == [CALL]
 
 
 def test_exported_parquet_is_what_data_reads(run, config: str, store: PairStore, tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ def test_what_is_not_acked_is_taken_again(tmp_path: Path) -> None:
     assert lost.pairs == spool.take(1).pairs == [first]
     spool.ack(lost)
     spool.append(third)
-    assert spool.take(9).pairs == [second, third]
+    everything = spool.take(9)
+    assert everything.pairs == [second, third]
+    spool.ack(everything)
+    spool.ack(everything)  # twice is once
+    assert spool.take(9).pairs == []
 
 
 def test_kill_9_loses_no_pair_whose_append_returned(tmp_path: Path) -> None:
@@ -217,6 +221,22 @@ def test_a_full_disk_leaves_no_half_of_a_pair(tmp_path: Path, monkeypatch: pytes
     spool.append(third)
     assert drain(spool) == [first, third]
     assert spool.num_damaged == 0
+
+
+def test_a_disk_without_room_for_another_file_costs_no_file_handles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(tmp_path, MANY)
+    monkeypatch.setattr(os, "rename", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(SpoolFull, match="No space left"):
+            spool.append(pair())
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert files(tmp_path) == []
 
 
 def test_a_disk_that_fails_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

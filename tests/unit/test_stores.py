@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from qdrant_client import QdrantClient
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.answer import Answer
-from distill_ray.serving.pairs import PAIR_SCHEMA
-from distill_ray.serving.store import PairStore, Selection, make_store
+from distill_ray.serving.pairs import PAIR_SCHEMA, Pair
+from distill_ray.serving.store import Deletion, PairStore, Selection, make_store
 from distill_ray.serving.store.base import owner_hash
 from distill_ray.serving.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs
@@ -187,6 +188,24 @@ def test_a_pair_deleted_while_it_is_added_is_gone(open_store: Open, monkeypatch:
     assert late.pair_id not in ids(writer)
 
 
+def test_an_owners_pair_that_is_added_while_the_owner_is_deleted_is_gone_and_recorded(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, person = open_store(), open_store()
+    writer.add([pair("early")])
+    late = pair("late")
+    log = person._log
+
+    def log_after_an_addition(deletion: Deletion) -> None:
+        writer.add([late])  # too late for the look, too early for the record
+        log(deletion)
+
+    monkeypatch.setattr(person, "_log", log_after_an_addition)
+    assert person.delete(Selection(owner="shop")) == 2
+    assert writer.count() == 0
+    assert late.pair_id in {pair_id for deletion in person.deletions() for pair_id in deletion.pair_ids}
+
+
 def test_a_deletion_that_was_killed_is_finished_by_compaction(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +343,31 @@ def test_lance_leaves_nothing_of_a_deleted_pair_on_the_disk(tmp_path: Path) -> N
     store.delete(Selection(contains="xyzzy-secret"))
     assert found() == []
     assert store.count() == 30
+
+
+def test_lance_bears_a_writer_and_a_person_at_once(tmp_path: Path) -> None:
+    """Each rewrites files under the other's feet; what comes of that is nobody's error, and no pair's loss."""
+    writer, person = (make_store(StoreConfig(), tmp_path) for _ in range(2))
+    writer.add([pair("first")])
+    sent: list[Pair] = []
+
+    def write() -> None:
+        for number in range(40):
+            batch = [pair(f"{number} {i}", owner=f"owner {number % 2}") for i in range(5)]
+            assert writer.add(batch) == 5
+            sent.extend(batch)
+            if number % 8 == 0:
+                writer.compact()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not writing.done():
+            person.delete(Selection(contains="7 3"))
+            person.mark_indexed([each.pair_id for each in sent[-3:]], "v1")
+        writing.result()
+    gone = {pair_id for deletion in person.deletions() for pair_id in deletion.pair_ids}
+    assert gone
+    assert ids(person) == {pair("first").pair_id, *(each.pair_id for each in sent)} - gone
 
 
 def test_lance_is_a_table_that_lancedb_opens(tmp_path: Path) -> None:

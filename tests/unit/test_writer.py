@@ -66,6 +66,17 @@ def test_while_the_store_is_away_appends_go_on_and_nothing_is_lost(tmp_path: Pat
     assert (drain.num_delivered, spool.num_bytes) == (10, 0)
 
 
+def test_a_drain_delivers_what_a_process_left_that_ended_meanwhile(tmp_path: Path) -> None:
+    other, store = Spool(tmp_path, MANY), Away()
+    drain = Drain(Spool(tmp_path, MANY), store, batch=4, flush_s=1)
+    other.append(pair())
+    assert drain.flush()
+    assert store.got == []
+    other.close()
+    assert drain.flush()
+    assert store.got == [pair()]
+
+
 def test_batches_become_smaller_while_they_fail_and_waits_longer(tmp_path: Path) -> None:
     spool, store = Spool(tmp_path, MANY), Away()
     drain = Drain(spool, store, batch=8, flush_s=1)
@@ -220,7 +231,7 @@ def said_by(line: str) -> tuple[str, int]:
 
 def test_kill_9_of_router_and_writer_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     said: set[str] = set()
-    for life in range(3):
+    for life in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", ROUTER, str(tmp_path), f"life {life}"],
             cwd=ROOT,
@@ -241,4 +252,4 @@ def test_kill_9_of_router_and_writer_at_any_moment_loses_nothing_and_doubles_not
     found = [i for batch in store.scan(columns=["pair_id"]) for i in batch["pair_id"].to_pylist()]
     assert len(found) == len(set(found))
     assert said <= set(found)
-    assert len(found) - len(said) <= 3  # one a life: written, and killed before it could say so
+    assert len(found) - len(said) <= 2  # one a life: written, and killed before it could say so

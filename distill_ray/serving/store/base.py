@@ -9,6 +9,7 @@ One process adds (the writer). Any number may read, delete and mark meanwhile.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -125,21 +126,28 @@ class PairStore(ABC):
         """
         if where == ALL:
             raise ValueError("delete: select something")
-        ids = self._ids(where)
-        kinds = [name for name in ("ids", "owner", "contains", "indexed", "until") if getattr(where, name) is not None]
-        self._log(
-            Deletion(
-                deleted=time.time_ns(),
-                kind="+".join(kinds),
-                num=len(ids),
-                pair_ids=tuple(dict.fromkeys([*ids, *(where.ids if kinds == ["ids"] and where.ids else ())])),
-                last_batch=self._last_batch(),
-                owner_hash=owner_hash(where.owner) if where.owner is not None and kinds == ["owner"] else None,
+        kinds = [f.name for f in dataclasses.fields(where) if getattr(where, f.name) is not None]
+        asked = where.ids if kinds == ["ids"] and where.ids else ()
+        whole_owner = owner_hash(where.owner) if where.owner is not None and kinds == ["owner"] else None
+        num_deleted = 0
+        for is_first in (True, False):  # looked up again: the writer goes on meanwhile
+            ids = self._ids(where)
+            if not ids and not is_first:
+                break
+            self._log(
+                Deletion(
+                    deleted=time.time_ns(),
+                    kind="+".join(kinds),
+                    num=len(ids),
+                    pair_ids=tuple(dict.fromkeys([*ids, *asked])),
+                    last_batch=self._last_batch(),
+                    owner_hash=whole_owner,
+                )
             )
-        )
-        self._remove(list(dict.fromkeys([*ids, *self._ids(where)])))  # looked up again: the writer goes on meanwhile
+            self._remove(ids)
+            num_deleted += len(ids)
         self._purge()
-        return len(ids)
+        return num_deleted
 
     def deletions(self) -> list[Deletion]:
         """All there were, oldest first."""
