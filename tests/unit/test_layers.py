@@ -25,7 +25,7 @@ LAYERS = [
 ]
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
-    "ray": {"pipeline"},
+    "ray": {"pipeline", "serving/comparing.py"},
     "torch": {
         "student",
         "demo",
