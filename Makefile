@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/python benchmarks/waste.py
 	$(BIN)/python benchmarks/waste.py --victim engine
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/decision.py
 
 lock:
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))

@@ -24,6 +24,8 @@ from rich.markup import escape
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline import interrupts
+from distill_ray.serving import serve_cli
+from distill_ray.serving.pairs_cli import pairs_app
 
 if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
@@ -36,6 +38,7 @@ app = typer.Typer(
     help="Turn what a large model does with a long prompt into what a small model does by itself.\n\n"
     "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data.",
 )
+app.add_typer(pairs_app)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -365,6 +368,9 @@ def _say_next(*arguments: str) -> None:
     elif shutil.which("distill-ray") != os.path.abspath(called):
         program = [os.path.relpath(called)]
     console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
+
+
+serve_cli.add_to(app)
 
 
 def main() -> None:

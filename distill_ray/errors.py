@@ -11,10 +11,14 @@
     |-- TooManyRejects               the share of rejected rows passed `generate.max_reject_frac`
     |-- Interrupted                  Ctrl-C; the folder can be resumed: exit 130
     |-- TrainingError                a non-finite loss, nothing to train on, a worker that keeps dying
-    |-- ServingError                 a part of the service cannot do its work
+    |-- ServingError                 a part of the service; the request is answered all the same, where that can be
     |   |-- EmbedderError            a text has no vector (the teacher answers), or the embedder cannot be loaded
     |   |   `-- TextTooLong          the text is longer than the embedder reads
-    |   `-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
+    |   |-- BundleError              a bundle, or its index, is damaged, incomplete or does not fit
+    |   |-- SpoolError               what was collected cannot be kept on this machine's disk
+    |   |   `-- SpoolFull            there is no room for it
+    |   `-- StoreError               the store of collected pairs cannot be reached or used
+    |-- ApiError                     a request to the service cannot be answered; has an HTTP status
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
         |-- TransientEngineError     may pass later (429, 5xx, time-out, a dead engine); `retry_after` in seconds
@@ -95,7 +99,7 @@ class TrainingError(DistillError):
 
 
 class ServingError(DistillError):
-    """A part of the service cannot do its work."""
+    """A part of the service does not work."""
 
 
 class EmbedderError(ServingError):
@@ -108,6 +112,18 @@ class TextTooLong(EmbedderError):
 
 class BundleError(ServingError):
     """A bundle, or its index, is damaged, incomplete or does not fit."""
+
+
+class SpoolError(ServingError):
+    """A collected pair cannot be kept on this machine's disk."""
+
+
+class SpoolFull(SpoolError):
+    """There is no room for it: `serve.collect.spool_mb` is used up, or the disk is full."""
+
+
+class StoreError(ServingError):
+    """The store of collected pairs cannot be reached or used."""
 
 
 class EngineError(DistillError):
@@ -147,3 +163,37 @@ class TransientEngineError(EngineError):
 
 class EngineUnavailable(EngineError):
     """No request can be answered: wrong key, unknown model, engine that does not start."""
+
+
+class ApiError(DistillError):
+    """A request to the service that cannot be answered, as the OpenAI API says it.
+
+    Args:
+        status: of the HTTP response.
+        message: one sentence for a person.
+        kind: OpenAI's `type`: invalid_request_error, authentication_error, rate_limit_error, server_error, ...
+        param: the part of the request that is wrong, dotted.
+        code: OpenAI's `code`, for programs.
+        retry_after: seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(status, message, kind, param, code, retry_after)
+        self.status, self.message, self.kind = status, message, kind
+        self.param, self.code, self.retry_after = param, code, retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error object."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -22,7 +22,7 @@ class EmbedderConfig(Config):
     """Commit or tag of a hub model."""
 
     runtime: Literal["auto", "onnx", "torch"] = "auto"
-    """onnx: two to three times faster on a CPU; made from the model once, compared with it, and kept in the
+    """onnx: half the time for a short text on a CPU; made from the model once, compared with it, and kept in the
     user's cache. auto: onnx where that works, else torch."""
 
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -165,7 +165,7 @@ class ServeConfig(Config):
     student: EngineConfig | None = None
     """What runs the bundle's student: vllm or hf here (its `model` is `bundle`), or an OpenAI-compatible URL that has
     it.
-    Default: vllm; hf where `evaluate.engine` says so."""
+    Default: vllm; hf for an encoder-decoder model."""
 
     model_aliases: list[str] = []
     """Model names of existing clients that mean `auto`."""

@@ -96,7 +96,7 @@ class VllmEngine(Engine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            arguments = AsyncEngineArgs(**self._engine_args())
+            arguments = AsyncEngineArgs(**engine_args(self.config))
         except TypeError as error:
             raise ConfigError(f"teacher.engine_kwargs: vLLM does not know an argument ({error})") from error
         except (ValueError, ValidationError) as error:
@@ -113,29 +113,6 @@ class VllmEngine(Engine):
         if self.config.num_gpus == 0:
             _share_core_with_worker()
         return llm
-
-    def _engine_args(self) -> dict[str, Any]:
-        config = self.config
-        arguments: dict[str, Any] = {
-            "model": resolve_model(config.model, key="teacher.model"),
-            "revision": config.revision,
-            "trust_remote_code": config.trust_remote_code,
-            "load_format": "safetensors",  # other formats run code when they are read
-            "enable_log_requests": False,  # prompts do not belong in logs
-            "disable_log_stats": True,  # counted per token in the process that all requests pass through
-            "max_logprobs": max(20, config.sampling.top_logprobs),
-        }
-        if config.num_gpus == 0:
-            arguments["enforce_eager"] = True  # no C++ compiler needed, and nothing to gain on CPU
-            # vLLM 0.32 rewinds the generator of a seeded request whose prefill it cuts in two, which a CPU generator
-            # cannot do ("CPU Generator does not use offset", gpu_model_runner.py): the engine dies. Delete when fixed.
-            arguments["enable_chunked_prefill"] = False
-        if config.adapter:
-            arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
-        if config.num_gpus > 1:
-            arguments["tensor_parallel_size"] = config.num_gpus // config.engine_kwargs.get("pipeline_parallel_size", 1)
-            arguments["distributed_executor_backend"] = "ray"  # workers sit in the actor's placement group
-        return arguments | config.engine_kwargs
 
     async def close(self) -> None:
         """End the engine's process."""
@@ -333,6 +310,30 @@ class VllmEngine(Engine):
         """As vLLM decodes: without the token that stopped it (not always one that the tokenizer calls special)."""
         ids = token_ids[:-1] if stopped else token_ids
         return self._tokenizer.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def engine_args(config: VllmEngineConfig) -> dict[str, Any]:
+    """vLLM's engine arguments for a section of the config: here and in service."""
+    arguments: dict[str, Any] = {
+        "model": resolve_model(config.model, key="teacher.model"),
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "load_format": "safetensors",  # other formats run code when they are read
+        "enable_log_requests": False,  # prompts do not belong in logs
+        "disable_log_stats": True,  # counted per token in the process that all requests pass through
+        "max_logprobs": max(20, config.sampling.top_logprobs),
+    }
+    if config.num_gpus == 0:
+        arguments["enforce_eager"] = True  # no C++ compiler needed, and nothing to gain on CPU
+        # vLLM 0.32 rewinds the generator of a seeded request whose prefill it cuts in two, which a CPU generator
+        # cannot do ("CPU Generator does not use offset", gpu_model_runner.py): the engine dies. Delete when fixed.
+        arguments["enable_chunked_prefill"] = False
+    if config.adapter:
+        arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
+    if config.num_gpus > 1:
+        arguments["tensor_parallel_size"] = config.num_gpus // config.engine_kwargs.get("pipeline_parallel_size", 1)
+        arguments["distributed_executor_backend"] = "ray"  # workers sit in the actor's placement group
+    return arguments | config.engine_kwargs
 
 
 def _share_core_with_worker() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -37,8 +38,12 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
-    """Be connected to Ray inside the block. Inside an existing connection (tests, jobs) this does nothing."""
+def connected(num_cpus: float | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block. Inside an existing connection (tests, jobs) this does nothing.
+
+    Args:
+        num_cpus: CPUs that a Ray of our own counts at least, for processes that mostly wait.
+    """
     # Ray Data's own wrapper forgets its cause when it is pickled, and with it our message.
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
@@ -62,6 +67,7 @@ def connected() -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 include_dashboard=False if address == "local" else None,
+                num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1) if num_cpus and address == "local" else None,
             )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word

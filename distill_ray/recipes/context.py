@@ -60,6 +60,12 @@ class ContextRecipe:
         """Render the row's query. Raises RowError: the row lacks a column, or its value is not text."""
         return self._query.render(columns)
 
+    @property
+    def context_messages(self) -> list[Message]:
+        """What stands in front of every conversation: system prompt and few-shot turns, where all rows share them."""
+        assert self._fixed_context is not None, "a context of each row's own"
+        return [{"role": "system", "content": self._fixed_context}, *self._few_shot]
+
     def teacher_messages(self, row: Row) -> list[Message]:
         """What the teacher sees. Raises RowError where the row's own context is missing or not text."""
         user: Message = {"role": "user", "content": row.query}

@@ -1,8 +1,6 @@
-"""The online half: one OpenAI-compatible endpoint in front of a student and its teacher.
+"""The online half: one OpenAI-compatible endpoint in front of student and teacher.
 
-    request -> conversation   what kind of request it is, and the text to compare
-            -> embedder       the text as a vector
-            -> index          the nearest requests that the student was trained on
-
-Ray is not imported here: these parts know their work, not the cluster.
+A request goes to the student where it is known to be good, else to the teacher, whose complete answers are kept as
+pairs for the next training. What decides (router, index, decision) and what keeps (pairs, spool, store, writer) knows
+no Ray; the applications around it do.
 """

@@ -92,6 +92,14 @@ class Bundles:
         versions = self._pointer()
         return versions[-1] if versions else None
 
+    def earlier(self) -> list[str]:
+        """Versions that became current before the one that is, and were not gone back from; oldest first."""
+        return self.versions()[:-1]
+
+    def versions(self) -> list[str]:
+        """These and the current one."""
+        return self._pointer()
+
     def promote(self, version: str) -> None:
         """Make an installed bundle the current one. Nothing happens if it is.
 

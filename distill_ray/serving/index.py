@@ -102,7 +102,6 @@ class NearestIndex:
         if vector_D.shape != (self.dim,):
             raise ValueError(f"a vector of shape {vector_D.shape} for an index of {self.dim} dimensions")
         group = self._groups.get(fingerprint)
-        k = min(k, len(group.rows_N)) if group is not None else 0
         if group is None or k < 1:
             return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         parameters = None
@@ -112,7 +111,7 @@ class NearestIndex:
             parameters.sel = span  # borrowed: `span` has to live until the search is over
         query_1D = np.ascontiguousarray(vector_D, dtype=np.float32)[None]
         similarities_1K, places_1K = group.faiss_index.search(query_1D, k, params=parameters)
-        is_found_K = places_1K[0] >= 0  # a graph may find fewer
+        is_found_K = places_1K[0] >= 0  # where there are fewer than k, faiss fills up with -1
         return similarities_1K[0][is_found_K], group.rows_N[places_1K[0][is_found_K] - group.start]
 
     def save(self, folder: Path) -> None:

@@ -14,15 +14,20 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
+from distill_ray.config.serve import StoreConfig
+from distill_ray.errors import StoreError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.store import Selection, make_store
+from tests.unit.pair_maker import pair, pairs
 
 NUM_ROWS = 60
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of an empty bucket; where it is and who may write stands in the environment, as on a cluster."""
+    """URL of a bucket; where it is and who may write stands in the environment, as on a cluster."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -35,7 +40,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").mkdir("bucket")
+    s3fs.S3FileSystem.clear_instance_cache()  # it would go on asking the server of the test before
+    fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # moto keeps what it has, per process
     yield "s3://bucket"
     server.stop()
 
@@ -82,3 +88,34 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
     assert done.stdout.strip()
     everything = b"".join(folder.fs.cat_file(path) for path in folder.fs.find(folder.path("")))
     assert b"sk-canary" not in everything + (done.stdout + done.stderr).encode()
+
+
+def contents(url: str) -> list[bytes]:
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    return [fs.cat_file(file) for file in fs.find(url)]
+
+
+def test_collected_pairs_live_in_a_bucket(bucket: str) -> None:
+    """As in `tests/unit/test_stores.py`, in short: the writer's handle, and one of somebody who deletes."""
+    url = f"{bucket}/service/pairs"
+    writer, person = (make_store(StoreConfig(url=url), "") for _ in range(2))
+    assert person.count() == 0
+    assert writer.add(pairs(5)) == 5
+    snapshot = person.snapshot()
+    assert writer.add(pairs(7)) == 2
+    gone = pair("question 3").pair_id
+    assert any(b"answer 3" in data for data in contents(url))
+    assert person.delete(Selection(contains="question 3")) == 1
+    assert writer.add(pairs(7)) == 0
+    assert writer.mark_indexed([gone, pair("question 1").pair_id], "v1") == 1
+    writer.compact()
+    assert (person.count(), person.count(Selection(until=snapshot)), person.count(Selection(indexed=True))) == (6, 4, 1)
+    assert not any(b"answer 3" in data for data in contents(url))
+
+
+def test_a_bucket_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StoreError, match="cannot use the store of pairs"):
+        make_store(StoreConfig(url=f"{bucket}/pairs"), "").add(pairs(1))

@@ -25,7 +25,14 @@ LAYERS = [
 ]
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
-    "ray": {"pipeline", "serving/comparing.py"},
+    "ray": {
+        "pipeline",
+        "serving/app.py",
+        "serving/comparing.py",
+        "serving/keeper.py",
+        "serving/models.py",
+        "serving/replica.py",
+    },
     "torch": {
         "student",
         "demo",

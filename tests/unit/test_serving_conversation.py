@@ -202,6 +202,9 @@ def test_what_is_no_text_is_said(part: Any) -> None:
 
 
 def test_spoken_answers_are_no_text() -> None:
+    spoken = {"role": "assistant", "content": None, "audio": {"id": "audio_1"}}
+    question = {"role": "user", "content": "And now?"}
+    assert request_key({"messages": [question, spoken, question]}, []).problem == "not_text"
     assert key(ASK, modalities=["text", "audio"]).problem == "not_text"
     assert key(ASK, modalities=["text"]).problem is None
 
@@ -232,6 +235,8 @@ def test_the_context_stands_before_the_clients_own_system_prompt() -> None:
     merged = {"role": "system", "content": "Name the language.\n\nBe brief."}
     assert with_context([own, QUERY], CONTEXT) == [merged, *CONTEXT[1:], QUERY]
     assert with_context([QUERY], []) == [QUERY]
+    picture = {"role": "system", "content": [IMAGE]}
+    assert with_context([picture, QUERY], CONTEXT) == [CONTEXT[0], picture, *CONTEXT[1:], QUERY]
 
 
 @given(TURNS, st.lists(TEXTS, max_size=2), st.sampled_from([CONTEXT, CONTEXT[:1], CONTEXT[1:]]))
@@ -271,6 +276,7 @@ def test_a_client_that_sends_the_context_is_recognised(sent: list[Any], left: li
         [{"role": "system", "content": "Name the language. In French."}, QUERY],
         [{"role": "system", "content": "Name the languages.\n\nName the language."}, QUERY],
         [{"role": "system", "content": [{"type": "text", "text": "Name the language.\n\n"}, IMAGE]}, QUERY],
+        [CONTEXT[0], {"role": "system", "content": [IMAGE]}, QUERY],
     ],
 )
 def test_another_system_prompt_is_left_alone(sent: list[Any]) -> None:

@@ -150,3 +150,11 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, name: str) -> None:
     file.unlink()
     with pytest.raises(BundleError, match=name):
         NearestIndex.load(tmp_path / "index")
+
+
+def test_an_index_of_another_version_is_refused(tmp_path: Path) -> None:
+    NearestIndex.build(unit_vectors(3), ["a"] * 3).save(tmp_path)
+    file = tmp_path / "groups.arrow"
+    file.write_bytes(file.read_bytes().replace(b"distill_ray.index", b"distill_ray.other"))
+    with pytest.raises(BundleError, match="another version"):
+        NearestIndex.load(tmp_path)

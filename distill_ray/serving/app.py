@@ -1,0 +1,158 @@
+"""The service as Serve applications: routers and keeper in front, the teacher, a student for each bundle in service.
+
+    NAME                    ingress: Router x replicas -> Keeper
+    NAME-teacher            where the teacher is in this cluster
+    NAME-student-VERSION    started by the keeper
+
+`run` is `distill-ray serve`. `front` and `teacher` are what a Serve config file names (`serve_config`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.api import RunTarget
+
+from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
+from distill_ray.errors import ConfigError
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.keeper import Keeper
+from distill_ray.serving.models import application
+from distill_ray.serving.names import AppNames
+from distill_ray.serving.replica import Router
+
+KEEPER_CPUS = 0.1
+
+
+def front_application(config: RunConfig, folder: str) -> serve.Application:
+    """Routers and keeper."""
+    names, router = AppNames(config.name), config.serve.router
+    keeper: Any = serve.deployment(
+        Keeper, name="keeper", num_replicas=1, max_ongoing_requests=64, ray_actor_options={"num_cpus": KEEPER_CPUS}
+    )
+    scale: dict[str, Any] = {"num_replicas": router.replicas.min}
+    if router.replicas.min < router.replicas.max:
+        scale = {
+            "autoscaling_config": {
+                "min_replicas": router.replicas.min,
+                "max_replicas": router.replicas.max,
+                "target_ongoing_requests": max(1, router.max_ongoing // 2),
+            }
+        }
+    routers: Any = serve.deployment(
+        Router,
+        name="router",
+        max_ongoing_requests=2 * (router.max_ongoing + router.max_queued) + 16,  # it says 503 itself, in words
+        graceful_shutdown_timeout_s=20.0,
+        ray_actor_options={"num_cpus": router.cpus},
+        **scale,
+    )
+    return routers.bind(config, folder, names, keeper.bind(config, folder, names))
+
+
+def teacher_application(config: RunConfig, folder: str) -> serve.Application | None:
+    """The teacher; None: it is a server somewhere else."""
+    engine = config.serve.teacher or config.teacher
+    if isinstance(engine, OpenAIEngineConfig):
+        return None
+    return application(engine, AppNames(config.name).teacher, RunFolder(folder))
+
+
+def cpus_needed(config: RunConfig) -> float:
+    """What all parts reserve, two students included: one follows the other."""
+    serve_config = config.serve
+    teacher = serve_config.teacher or config.teacher
+    engines = 0.0 if isinstance(teacher, OpenAIEngineConfig) else teacher.cpus * teacher.replicas.min
+    student = serve_config.student
+    if not isinstance(student, OpenAIEngineConfig):
+        engines += 2 * (student.cpus * student.replicas.min if student is not None else 1.0)
+    return engines + serve_config.router.cpus * serve_config.router.replicas.min + KEEPER_CPUS
+
+
+def require_port(host: str, port: int) -> None:
+    """Raises ConfigError: somebody listens there already, or the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port: cannot listen on {host}:{port} ({error.strerror}); take another with --port"
+            ) from error
+
+
+def start(config: RunConfig, folder: str) -> None:
+    """Bring the service up in the Ray that this process is connected to. Returns when it answers."""
+    serve.start(
+        http_options={"host": config.serve.host, "port": config.serve.port, "location": "HeadOnly"},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    names = AppNames(config.name)
+    targets = [RunTarget(front_application(config, folder), name=names.front, route_prefix="/")]
+    teacher = teacher_application(config, folder)
+    if teacher is not None:
+        targets.append(RunTarget(teacher, name=names.teacher, route_prefix=None))
+    serve.run_many(targets)
+
+
+def stop() -> None:
+    """Take the service down; the Ray stays."""
+    with contextlib.suppress(Exception):  # whatever is left of it ends with its Ray
+        serve.shutdown()
+
+
+def why_not_up(error: RuntimeError) -> str:
+    """What Serve's controller says of a deployment that failed, in a line."""
+    try:
+        applications = serve.status().applications
+    except Exception:  # Serve itself is down
+        return str(error).splitlines()[0]
+    for found in applications.values():
+        for name, deployment in found.deployments.items():
+            if "FAILED" in deployment.status or "UNHEALTHY" in deployment.status:
+                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+                return f"{name}: {lines[-1] if lines else deployment.status}"
+    return str(error).splitlines()[0]
+
+
+# -- for `serve deploy` ------------------------------------------------------------------------------------------------
+
+
+def front(args: dict[str, str]) -> serve.Application:
+    """{config, folder} -> routers and keeper."""
+    return front_application(load_config(args["config"]), args["folder"])
+
+
+def teacher(args: dict[str, str]) -> serve.Application:
+    """{config, folder} -> the teacher."""
+    found = teacher_application(load_config(args["config"]), args["folder"])
+    if found is None:
+        raise ConfigError("the teacher of this service is not in the cluster")
+    return found
+
+
+def serve_config(config: RunConfig, path: str, folder: str) -> dict[str, Any]:
+    """The service as a config of Ray Serve, for `serve deploy`."""
+    names, args = AppNames(config.name), {"config": str(Path(path).resolve()), "folder": folder}
+    applications: list[dict[str, Any]] = [
+        {"name": names.front, "route_prefix": "/", "import_path": "distill_ray.serving.app:front", "args": args}
+    ]
+    if teacher_application(config, folder) is not None:
+        applications.append(
+            {
+                "name": names.teacher,
+                "route_prefix": None,
+                "import_path": "distill_ray.serving.app:teacher",
+                "args": args,
+            }
+        )
+    return {
+        "http_options": {"host": config.serve.host, "port": config.serve.port},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": applications,
+    }

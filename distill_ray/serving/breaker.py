@@ -1,0 +1,53 @@
+"""After failures, nobody waits for the one that fails: requests go elsewhere until it has been looked at.
+
+Requests never try it out: whoever watches (`replica`) looks whether it is up, after a rest that grows while failures
+go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+FAILURES = 3
+REST_S, LONGEST_REST_S = 5.0, 120.0
+
+
+class Breaker:
+    """Counts failures in a row.
+
+    Args:
+        failures: so many and it opens.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, failures: int = FAILURES, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock = failures, clock
+        self._in_a_row = self._openings = 0
+        self._rests_until = 0.0
+        self.is_open = False
+        """Nobody should be sent there."""
+
+    @property
+    def is_due(self) -> bool:
+        """It is open and has rested: somebody should look."""
+        return self.is_open and self._clock() >= self._rests_until
+
+    def succeeded(self) -> None:
+        """It answered a request."""
+        self._in_a_row = self._openings = 0
+
+    def failed(self, *, is_gone: bool = False) -> None:
+        """It did not. `is_gone`: its process is not there, so the next request would not be answered either."""
+        self._in_a_row += 1
+        if self.is_open or not (is_gone or self._in_a_row >= self._most):
+            return
+        self.is_open = True
+        rest_s = 0.0 if is_gone else min(LONGEST_REST_S, REST_S * 2.0**self._openings)
+        self._openings += 1
+        self._rests_until = self._clock() + rest_s
+
+    def looked(self, *, is_up: bool) -> None:
+        """Somebody looked. If it is up, requests go there again; the first failures open it for longer."""
+        if is_up:
+            self.is_open, self._in_a_row = False, 0

@@ -1,0 +1,86 @@
+"""Answers as they arrive: whole responses, or the chunks of a stream; and waiting for their first words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+def says_something(piece: Mapping[str, Any]) -> bool:
+    """Whether a response or chunk has any content: before that, somebody else can still answer instead."""
+    for choice in piece.get("choices") or ():
+        said = choice.get("message") or choice.get("delta") or {}
+        if (said.get("content") or choice.get("text") or "").strip() or said.get("tool_calls") or said.get("refusal"):
+            return True
+    return False
+
+
+def as_chunks(response: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A whole chat response as the chunks of a stream, the usage at its end."""
+    head = {"id": response.get("id"), "object": "chat.completion.chunk"}
+    head |= {"created": response.get("created"), "model": response.get("model")}
+    for choice in response.get("choices") or ():
+        index, said = choice.get("index", 0), {k: v for k, v in choice["message"].items() if v is not None}
+        if said.get("tool_calls"):
+            said["tool_calls"] = [{**call, "index": place} for place, call in enumerate(said["tool_calls"])]
+        logprobs = {"logprobs": choice.get("logprobs")}
+        yield {**head, "choices": [{"index": index, "delta": said, **logprobs, "finish_reason": None}]}
+        yield {**head, "choices": [{"index": index, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    if response.get("usage"):
+        yield {**head, "choices": [], "usage": response["usage"]}
+
+
+@dataclass
+class Started:
+    """An answer of which the first words are there: `first`, and what follows."""
+
+    first: list[dict[str, Any]]
+    rest: AsyncGenerator[dict[str, Any], None]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether anything was said; if not, it is over."""
+        return any(map(says_something, self.first))
+
+    async def pieces(self, timeout_s: float) -> AsyncGenerator[dict[str, Any], None]:
+        """All of it. Raises TimeoutError: nothing came for so long."""
+        try:
+            for piece in self.first:
+                yield piece
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        piece = await anext(self.rest)
+                except StopAsyncIteration:
+                    return
+                yield piece
+        finally:
+            await self.rest.aclose()
+
+
+async def begin(pieces: AsyncGenerator[dict[str, Any], None], timeout_s: float) -> Started:
+    """Wait for the first words; if it fails before them, end it.
+
+    Raises:
+        TimeoutError: they did not come.
+        ApiError: of whoever answers.
+    """
+    first: list[dict[str, Any]] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for piece in pieces:
+                first.append(piece)
+                if says_something(piece):
+                    break
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return Started(first, pieces)
+
+
+async def in_turn(pieces: Iterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+    """Pieces that are there already."""
+    for piece in pieces:
+        yield piece

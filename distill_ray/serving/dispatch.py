@@ -1,0 +1,429 @@
+"""The life of one request: decide, ask, fall back, keep. Knows no HTTP and no Ray.
+
+    body -> context taken off -> embedded -> decided -> student ------------------------------> pieces
+                                                 |          `- fails before its first words -.
+                                                 `-> teacher, with context <-----------------'--> pieces, kept
+
+`Live` is what a request meets: a bundle and the student that belongs to it. It is read once per request and swapped as
+a whole, so no request ever sees student N with index M.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from distill_ray.config import ParseConfig, SamplingConfig, ServeConfig
+from distill_ray.errors import ApiError, EmbedderError, TextTooLong
+from distill_ray.records import Message
+from distill_ray.serving.answer import Answer, StreamedAnswer, whole_answer
+from distill_ray.serving.backends import Backend, Method
+from distill_ray.serving.bodies import for_client, mean_logprob, parse_response, with_defaults
+from distill_ray.serving.breaker import Breaker
+from distill_ray.serving.bundle import Bundle
+from distill_ray.serving.chunks import as_chunks, begin, in_turn
+from distill_ray.serving.conversation import RequestKey, request_key, strip_context, with_context
+from distill_ray.serving.latch import Latch
+from distill_ray.serving.limits import Limits
+from distill_ray.serving.metrics import Metrics
+from distill_ray.serving.router import Decision, Reason, decide, screen
+
+_LOG = logging.getLogger("distill_ray.serving")
+TEACHER_RETRY_S = 5.0
+NUM_SHOWN = 5  # nearest trained requests, when a decision is explained
+
+
+class Embeds(Protocol):
+    """Turns the text of a request into a vector [D]."""
+
+    async def embed(self, text: str) -> np.ndarray:
+        """Raises EmbedderError: it has none. TextTooLong: the embedder would read only its beginning."""
+        ...
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a request meets, all of one version."""
+
+    bundle: Bundle | None = None
+    student: Backend | None = None
+    embedder: Embeds | None = None
+    ignore: tuple[str, ...] = ()
+    context: tuple[Message, ...] = ()
+    parse: ParseConfig | None = None
+    teacher_sampling: SamplingConfig | None = None
+
+    @property
+    def version(self) -> str:
+        """Of the bundle."""
+        return self.bundle.version if self.bundle is not None else ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A checked request."""
+
+    method: Method
+    body: Mapping[str, Any]
+    wants: str = "auto"  # auto | teacher | student
+    owner: str = ""
+    collect_header: str | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the client wants chunks."""
+        return bool(self.body.get("stream"))
+
+
+@dataclass
+class Asked:
+    """A call on its way: what was found out about it."""
+
+    call: Call
+    live: Live
+    messages: list[Mapping[str, Any]]  # without the bundle's context
+    key: RequestKey
+    vector: np.ndarray | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Routed:
+    """Who answers, and what they say."""
+
+    decision: Decision
+    version: str
+    pieces: AsyncGenerator[dict[str, Any], None]
+
+
+Keep = Callable[[Asked, Answer], Awaitable[None]]  # keeps a teacher's answer; never raises
+
+
+class Dispatcher:
+    """See the module docstring.
+
+    Args:
+        config: `serve:`.
+        teacher: answers what the student does not.
+        live: the bundle in service; `swap` changes it.
+        keep: is given each whole answer of the teacher before its response ends.
+        note: is told of each request, for the status page.
+        limits: per owner.
+        metrics: this router's.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        teacher: Backend,
+        live: Live,
+        *,
+        keep: Keep,
+        note: Callable[[dict[str, Any]], None],
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self._config, self.teacher, self._keep, self._note = config, teacher, keep, note
+        self._limits, self._metrics = limits, metrics
+        self._latch = Latch(config.router.latch)
+        self._breaker = Breaker()
+        self.live = live
+
+    def swap(self, live: Live) -> None:
+        """Requests from now on meet another bundle; those on their way stay with theirs."""
+        self.live, self._breaker = live, Breaker()
+
+    async def look(self) -> None:
+        """Look after a student that has failed; called now and then."""
+        breaker, student = self._breaker, self.live.student
+        if student is not None and breaker.is_due:
+            breaker.looked(is_up=await student.is_up())
+
+    # -- deciding ------------------------------------------------------------------------------------------------
+
+    async def answer(self, call: Call) -> Routed:
+        """Route a request. Returns when somebody has begun to say something.
+
+        Raises:
+            ApiError: nobody can answer it.
+        """
+        asked = self._asked(call)
+        decision = await self._decide(asked)
+        if decision.score is not None:
+            self._metrics.score.observe(decision.score)
+        if decision.route == "student":
+            try:
+                return await self._from_student(asked, decision)
+            except _Fallback as failure:
+                self._metrics.fallbacks.labels(failure.reason).inc()
+                if call.wants == "student":
+                    raise failure.error from None
+                decision = dataclasses.replace(decision, route="teacher", reason=failure.reason)
+        return await self._from_teacher(asked, decision)
+
+    async def explain(self, call: Call) -> dict[str, Any]:
+        """Which way a request would go, and why; nobody is asked."""
+        asked = self._asked(call)
+        decision = await self._decide(asked)
+        bundle = asked.live.bundle
+        nearest = [
+            {"text": bundle.text(row), "similarity": similarity, "outcome": float(bundle.outcomes_N[row])}
+            for row, similarity in decision.neighbours[:NUM_SHOWN]
+            if bundle is not None
+        ]
+        return {
+            "route": decision.route,
+            "reason": decision.reason,
+            "similarity": decision.similarity,
+            "score": decision.score,
+            "threshold": bundle.manifest.threshold if bundle is not None else None,
+            "bundle": asked.live.version,
+            "nearest": nearest,
+        }
+
+    def _asked(self, call: Call) -> Asked:
+        live = self.live  # once: see the module docstring
+        if call.method != "chat":
+            return Asked(call, live, [], RequestKey("", "", "not_text"))
+        messages, _ = strip_context(call.body["messages"], live.context)
+        return Asked(call, live, messages, request_key({**call.body, "messages": messages}, live.ignore))
+
+    async def _decide(self, asked: Asked) -> Decision:
+        call, live = asked.call, asked.live
+        if call.wants == "teacher":
+            return Decision("teacher", Reason.FORCED)
+        if call.wants == "student":
+            if live.student is None:
+                raise ApiError(404, "there is no student in service", param="model", code="model_not_found")
+            if call.method != "chat":
+                raise ApiError(400, "the student answers chats only; use /v1/chat/completions", param="model")
+            return Decision("student", Reason.FORCED)
+        if call.method != "chat":
+            return Decision("teacher", Reason.UNSUPPORTED)
+        if self._latch.holds(asked.messages):
+            return Decision("teacher", Reason.LATCHED)
+        try:
+            return await self._weigh(asked)
+        except Exception as error:  # whatever is wrong with the decision, the teacher can answer
+            _LOG.error("the decision failed: %s", type(error).__name__, exc_info=error)
+            self._metrics.errors.labels("decision").inc()
+            return Decision("teacher", Reason.ROUTER_FAILED)
+
+    async def _weigh(self, asked: Asked) -> Decision:
+        live = asked.live
+        screened = screen(live.bundle, asked.key)
+        if screened is not None:
+            return screened
+        if live.student is None or self._breaker.is_open:
+            return Decision("teacher", Reason.STUDENT_UNAVAILABLE)
+        try:
+            await self._embed(asked)
+        except TextTooLong:
+            return Decision("teacher", Reason.TOO_LONG)
+        return decide(live.bundle, asked.key, asked.vector, self._config.guard)
+
+    async def _embed(self, asked: Asked) -> None:
+        if asked.vector is not None or asked.live.embedder is None or not asked.key.text:
+            return
+        try:
+            asked.vector = await asked.live.embedder.embed(asked.key.text)
+        except TextTooLong:
+            raise
+        except EmbedderError as error:
+            _LOG.error("the embedder failed: %s", error)
+            self._metrics.errors.labels("embedder").inc()
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def _from_student(self, asked: Asked, decision: Decision) -> Routed:
+        """Raises _Fallback: it said nothing, or nothing to rely on."""
+        live, call = asked.live, asked.call
+        assert live.student is not None
+        assert live.bundle is not None
+        spec = live.bundle.manifest.student
+        body = with_defaults(call.body, spec.sampling) | {"messages": spec.form.messages(asked.messages)}
+        cascade = self._config.cascade if not call.streams and decision.reason is not Reason.FORCED else None
+        if cascade is not None:
+            body["logprobs"] = True
+        try:
+            started = await begin(live.student.answer(call.method, body), self._config.router.student_timeout_s)
+        except TimeoutError:
+            self._breaker.failed()
+            raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
+        except ApiError as error:
+            if error.status >= 500:
+                self._breaker.failed(is_gone=error.code == "gone")
+            raise _Fallback(Reason.STUDENT_UNAVAILABLE, error) from None
+        if not started.has_words:
+            self._breaker.failed()
+            raise _Fallback(Reason.STUDENT_EMPTY, ApiError(502, "the student said nothing", "server_error"))
+        self._breaker.succeeded()
+        mean = mean_logprob(started.first[0]) if cascade is not None else None
+        if cascade is not None and mean is not None and mean < cascade.min_mean_logprob:
+            raise _Fallback(Reason.STUDENT_UNSURE, ApiError(502, "the student is unsure", "server_error"))
+        return self._routed(asked, decision, started.pieces(self._config.router.timeout_s))
+
+    async def _from_teacher(self, asked: Asked, decision: Decision) -> Routed:
+        """Raises ApiError: it cannot answer, and nobody may instead."""
+        live, call = asked.live, asked.call
+        self._limits.admit_teacher(call.owner)
+        body = with_defaults(call.body, live.teacher_sampling)
+        parse = live.parse if call.method == "chat" else None
+        if call.method == "chat":
+            body["messages"] = with_context(asked.messages, live.context)
+        if parse is not None:  # the part that counts is known when all is said
+            body |= {"stream": False, "stream_options": None}
+        try:
+            started = await begin(self.teacher.answer(call.method, body), self._config.router.timeout_s)
+        except (TimeoutError, ApiError) as problem:
+            return await self._without_teacher(asked, decision, teacher_error(problem))
+        if parse is None:
+            return self._routed(asked, decision, started.pieces(self._config.router.timeout_s))
+        [response] = started.first
+        is_whole = parse_response(response, parse)
+        pieces = as_chunks(response) if call.streams else [response]
+        return self._routed(asked, decision, in_turn(pieces), whole_answer(response), may_keep=is_whole)
+
+    async def _without_teacher(self, asked: Asked, decision: Decision, error: ApiError) -> Routed:
+        """The student instead, where the operator allowed it and it has not failed already."""
+        if error.status < 500:
+            raise error
+        self._metrics.errors.labels("teacher").inc()
+        may = self._config.degraded == "student" and asked.call.wants == "auto" and asked.live.student is not None
+        if not may or asked.key.problem is not None or decision.reason in _STUDENT_FAILED:
+            raise error
+        instead = dataclasses.replace(decision, route="student", reason=Reason.TEACHER_UNAVAILABLE)
+        try:
+            return await self._from_student(asked, instead)
+        except _Fallback:
+            raise error from None
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def _routed(
+        self,
+        asked: Asked,
+        decision: Decision,
+        pieces: AsyncGenerator[dict[str, Any], None],
+        answer: Answer | None = None,
+        *,
+        may_keep: bool = True,
+    ) -> Routed:
+        """`answer` where it is known whole already, in other pieces than the client gets."""
+        self._metrics.requests.labels(decision.route, decision.reason).inc()
+        self._metrics.first.labels(decision.route).observe(time.monotonic() - asked.started)
+        self._note(self._noted(asked, decision))
+        delivered = self._deliver(asked, decision.route, pieces, answer, may_keep)
+        return Routed(decision, asked.live.version, delivered)
+
+    def _noted(self, asked: Asked, decision: Decision) -> dict[str, Any]:
+        return {
+            "time": time.time(),
+            "route": decision.route,
+            "reason": decision.reason,
+            "similarity": decision.similarity,
+            "score": decision.score,
+            "seconds": time.monotonic() - asked.started,
+            "owner": asked.call.owner,
+            "bundle": asked.live.version,
+            "text": asked.key.text[:200] if self._config.show_requests else None,
+        }
+
+    async def _deliver(
+        self,
+        asked: Asked,
+        route: str,
+        pieces: AsyncGenerator[dict[str, Any], None],
+        answer: Answer | None,
+        may_keep: bool,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """What the client gets; the answer is kept before its last piece."""
+        call, said = asked.call, StreamedAnswer()
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if call.streams:
+                        said.add(piece)
+                    else:
+                        await self._finish(asked, route, answer or whole_answer(piece), may_keep)
+                    shown = for_client(piece, call.body)
+                    if shown is not None:
+                        yield shown
+        except (ApiError, TimeoutError) as error:
+            self._metrics.errors.labels(f"{route}_midway").inc()
+            raise (error if isinstance(error, ApiError) else teacher_error(error)) from None
+        if call.streams:
+            await self._finish(asked, route, answer or said.answer, may_keep)
+
+    async def _finish(self, asked: Asked, route: str, answer: Answer, may_keep: bool) -> None:
+        call, metrics = asked.call, self._metrics
+        prompt_tokens, completion_tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
+        metrics.whole.labels(route).observe(time.monotonic() - asked.started)
+        metrics.tokens.labels(route, "prompt").inc(prompt_tokens)
+        metrics.tokens.labels(route, "completion").inc(completion_tokens)
+        if route == "student":
+            self._count_savings(asked.live, prompt_tokens, completion_tokens)
+            return
+        self._limits.spent(call.owner, prompt_tokens + completion_tokens)
+        if call.method != "chat":
+            return
+        self._latch.remember(asked.messages, answer.text)
+        if may_keep:
+            with contextlib.suppress(TextTooLong):  # kept without a vector
+                await self._embed(asked)
+            await self._keep(asked, answer)
+        else:
+            metrics.pairs.labels("unparsable").inc()
+
+    def _count_savings(self, live: Live, prompt_tokens: int, completion_tokens: int) -> None:
+        """Against what the teacher took per request in the run behind the bundle."""
+        assert live.bundle is not None
+        usual = live.bundle.manifest.summary
+        teacher_prompt = float(usual.get("teacher_prompt_tokens") or prompt_tokens)
+        teacher_completion = float(usual.get("teacher_completion_tokens") or completion_tokens)
+        prices = self._config.prices
+        self._metrics.saved_tokens.inc(teacher_prompt + teacher_completion)
+        per_million = (
+            teacher_prompt * prices.teacher_prompt
+            + teacher_completion * prices.teacher_completion
+            - prompt_tokens * prices.student_prompt
+            - completion_tokens * prices.student_completion
+        )
+        self._metrics.saved_money.inc(max(0.0, per_million / 1e6))
+
+
+_STUDENT_FAILED = frozenset(
+    {Reason.STUDENT_TIMEOUT, Reason.STUDENT_UNAVAILABLE, Reason.STUDENT_EMPTY, Reason.STUDENT_UNSURE}
+)
+
+
+class _Fallback(Exception):
+    """The student did not answer; `error` is what the client gets if the teacher may not."""
+
+    def __init__(self, reason: Reason, error: ApiError) -> None:
+        super().__init__(reason)
+        self.reason, self.error = reason, error
+
+
+def teacher_error(problem: Exception) -> ApiError:
+    """What the client gets when the teacher cannot answer: its own mistake, or 429 or 503 with Retry-After."""
+    if isinstance(problem, ApiError):
+        if problem.status in (401, 403, 404):
+            return ApiError(503, "the teacher does not let this service in; its operator has to look", "server_error")
+        if problem.status == 429:
+            return ApiError(429, str(problem), "rate_limit_error", retry_after=problem.retry_after or TEACHER_RETRY_S)
+        if problem.status < 500:
+            return problem
+    retry_after = getattr(problem, "retry_after", None) or TEACHER_RETRY_S
+    return ApiError(
+        503, "the teacher does not answer now", "server_error", code="teacher_down", retry_after=retry_after
+    )

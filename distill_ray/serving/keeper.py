@@ -1,0 +1,172 @@
+"""One per service: takes pairs into the store, adds up what the routers count, and brings up the students.
+
+    routers -> add(pairs)      -> store (one writer)
+    routers -> exchange(...)   -> usage of all owners; metrics and last requests of all routers
+    current.json               -> the current bundle's student is up; the one before it stays for a while
+
+It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from distill_ray.config import OpenAIEngineConfig, RunConfig
+from distill_ray.errors import DistillError
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.bundles import Bundles
+from distill_ray.serving.limits import Entry, Usage
+from distill_ray.serving.metrics import Family, add_up, exposition, figures
+from distill_ray.serving.models import student_application
+from distill_ray.serving.names import AppNames
+from distill_ray.serving.pairs import Pair
+from distill_ray.serving.store import PairStore, make_store
+from distill_ray.serving.writer import Writer
+
+STUDENTS_S, SAVE_S, COUNT_S = 1.0, 5.0, 60.0
+GONE_S = 10.0  # a router that has not reported for so long is gone; what it counted still counts
+GRACE_S = 600.0  # a student stays up so long after another has followed it
+RETRY_S = 30.0
+NUM_RECENT = 50
+_LOG = logging.getLogger("distill_ray.serving")
+
+
+class Keeper:
+    """Replica; see the module docstring.
+
+    Args:
+        config: the whole YAML.
+        folder: the service's.
+        names: of the applications.
+    """
+
+    def __init__(self, config: RunConfig, folder: str, names: AppNames) -> None:
+        self._run, self._folder, self._names = config, RunFolder(folder), names
+        self._bundles = Bundles(Path(folder) / "bundles")
+        self._usage = Usage(self._saved_usage())
+        self._families: dict[str, tuple[Family, ...]] = {}
+        self._seen: dict[str, float] = {}
+        self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
+        self._history: deque[dict[str, Any]] = deque(maxlen=720)  # a point every five seconds: an hour
+        self._writer = Writer(self._open_store, config.serve.collect.compact_s)
+        self._num_pairs: int | None = None
+        self._unwanted_since: dict[str, float] = {}
+        self._failed_until: dict[str, float] = {}
+        loops = [(self._students, STUDENTS_S), (self._save, SAVE_S)]
+        if config.serve.collect.enabled:
+            loops.append((self._count, COUNT_S))
+        self._loops = [asyncio.get_running_loop().create_task(self._repeat(*loop)) for loop in loops]
+
+    async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            try:
+                await what()
+            except Exception as error:  # the next round may go better
+                _LOG.warning("%s: %s: %s", what.__name__, type(error).__name__, error)
+            await asyncio.sleep(seconds)
+
+    # -- pairs -----------------------------------------------------------------------------------------------------
+
+    async def add(self, pairs: list[Pair]) -> int:
+        """Put pairs into the store; returns how many are new. Raises StoreError: they stay in the router's spool."""
+        num_new = await asyncio.to_thread(self._writer.write, pairs)
+        self._num_pairs = (self._num_pairs or 0) + num_new
+        return num_new
+
+    async def _count(self) -> None:
+        """What others do to the store (delete, mark) shows up here."""
+        self._num_pairs = await asyncio.to_thread(lambda: self._open_store().count())
+
+    def _open_store(self) -> PairStore:
+        return make_store(self._run.serve.collect.store, self._folder.root)
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    async def exchange(
+        self, router: str, used: dict[Entry, int], families: tuple[Family, ...], recent: list[dict[str, Any]]
+    ) -> dict[Entry, int]:
+        """A router's report; returns what all have used."""
+        self._families[router], self._seen[router] = families, time.monotonic()
+        self._recent.extend(recent)
+        return self._usage.exchange(used)
+
+    async def exposition(self) -> bytes:
+        """For Prometheus."""
+        return exposition(self._all())
+
+    async def status(self) -> dict[str, Any]:
+        """What the status page shows of the whole service."""
+        return {
+            "figures": figures(self._all()),
+            "recent": sorted(self._recent, key=lambda request: request["time"], reverse=True),
+            "history": list(self._history),
+            "stored_pairs": self._num_pairs,
+            "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
+            "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()],
+        }
+
+    def _all(self) -> tuple[Family, ...]:
+        """Of a router that is gone its counts stay, its gauges go."""
+        now = time.monotonic()
+        return add_up(
+            families
+            if now - self._seen[router] < GONE_S
+            else tuple(family for family in families if family[2] != "gauge")
+            for router, families in self._families.items()
+        )
+
+    async def _save(self) -> None:
+        found = figures(self._all())
+        point = {"time": time.time(), "pairs": self._num_pairs, **found["requests"]}
+        self._history.append(point)
+        totals = [[*entry, used] for entry, used in self._usage.exchange({}).items()]
+        await asyncio.to_thread(self._folder.write_json, {"used": totals}, "usage.json")
+
+    def _saved_usage(self) -> list[tuple[Entry, int]]:
+        try:
+            used = self._folder.read_json("usage.json")["used"]
+            return [((what, owner, start), number) for what, owner, start, number in used]
+        except FileNotFoundError:
+            return []
+        except (DistillError, ValueError, KeyError, TypeError) as error:
+            _LOG.error("usage.json cannot be read; the day's tokens are counted anew: %s", error)
+            return []
+
+    # -- students ------------------------------------------------------------------------------------------------------
+
+    async def _students(self) -> None:
+        """Bring up the current bundle's student; take down those that have not been wanted for a while."""
+        if isinstance(self._run.serve.student, OpenAIEngineConfig):
+            return
+        versions = await asyncio.to_thread(self._bundles.versions)
+        apps = serve.status().applications
+        wanted = versions[-1] if versions else None
+        if wanted is not None and self._failed_until.get(wanted, 0.0) < time.monotonic():
+            app = apps.get(self._names.student(wanted))
+            if app is None or app.status == "DEPLOY_FAILED":
+                await asyncio.to_thread(self._start, wanted)
+        now = time.monotonic()
+        prefix = self._names.student("")
+        for name in [name for name in apps if name.startswith(prefix)]:
+            version = name.removeprefix(prefix)
+            if version in versions[-2:]:  # the one before stays: going back is one move
+                self._unwanted_since.pop(name, None)
+            elif now - self._unwanted_since.setdefault(name, now) > GRACE_S:
+                await asyncio.to_thread(serve.delete, name)
+                self._unwanted_since.pop(name, None)
+
+    def _start(self, version: str) -> None:
+        try:
+            application = student_application(self._run, self._bundles.path(version), self._names, self._folder)
+            serve.run(application, name=self._names.student(version), route_prefix=None)
+        except (DistillError, RuntimeError) as error:
+            self._failed_until[version] = time.monotonic() + RETRY_S
+            _LOG.error("the student of bundle %s does not start: %s", version, str(error).splitlines()[0])

@@ -1,0 +1,302 @@
+"""A router process: the HTTP face, the dispatcher, and what goes on beside them.
+
+    watch    what is current -> load its bundle, wait for its student, swap both at once
+    report   what this router counted -> keeper -> what all routers counted
+    drain    spool -> keeper -> store
+
+None of it is on a request's way: with the keeper gone, requests are answered as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig
+from distill_ray.engines import make_engine
+from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
+from distill_ray.recipes.context import ContextRecipe
+from distill_ray.records import Message
+from distill_ray.serving.answer import Answer
+from distill_ray.serving.backends import Backend, RemoteBackend
+from distill_ray.serving.bundle import Bundle, load_bundle
+from distill_ray.serving.bundles import Bundles
+from distill_ray.serving.dispatch import Asked, Dispatcher, Live
+from distill_ray.serving.embedder import BatchedEmbedder, load_embedder
+from distill_ray.serving.ingress import build
+from distill_ray.serving.keys import load_keys
+from distill_ray.serving.limits import Entry, Limits
+from distill_ray.serving.metrics import Metrics, exposition, figures
+from distill_ray.serving.models import DeployedBackend
+from distill_ray.serving.names import AppNames
+from distill_ray.serving.pairs import Pair, make_pair, why_not_kept
+from distill_ray.serving.spool import Spool
+from distill_ray.serving.writer import Drain
+
+WATCH_S, REPORT_S = 1.0, 1.0
+KEEPER_TIMEOUT_S = 30.0
+NUM_RECENT = 50
+_LOG = logging.getLogger("distill_ray.serving")
+
+
+@serve.ingress()
+class Router:
+    """Replica; see the module docstring.
+
+    Args:
+        config: the whole YAML.
+        folder: the service's.
+        names: of the applications.
+        keeper: the service's keeper.
+    """
+
+    def __init__(self, config: RunConfig, folder: str, names: AppNames, keeper: DeploymentHandle) -> None:
+        self.config = config.serve
+        self._run, self._folder, self._names, self._keeper = config, Path(folder), names, keeper
+        self._id = uuid.uuid4().hex
+        self.metrics = Metrics()
+        self.limits = Limits(config.serve.limits)
+        self.keys = load_keys(config.serve.keys, str(self._folder / "keys.jsonl"), config.serve.host)
+        self._spool = self._open_spool()
+        self._bundles = Bundles(self._folder / "bundles")
+        self._embedder, self._embedder_identity = self._load_embedder(config)
+        self._next: Bundle | None = None
+        self._refused: set[str] = set()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
+        self._unreported: Counter[Entry] = Counter()
+        self.dispatcher = Dispatcher(
+            config.serve,
+            teacher_of(config, names),
+            self._without_bundle(),
+            keep=self._keep,
+            note=self._recent.append,
+            limits=self.limits,
+            metrics=self.metrics,
+        )
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve when the replica's event loop is there."""
+        await self._watch()  # the first request meets the current bundle
+        every = [(self._watch, WATCH_S), (self._report, REPORT_S)]
+        self._loops = [asyncio.create_task(self._repeat(what, seconds)) for what, seconds in every]
+        if self._spool is not None:
+            collect = self.config.collect
+            Drain(self._spool, self._deliver, collect.batch, collect.flush_s).start()
+        return build(self)
+
+    async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await what()
+            except Exception as error:  # the next round may go better; the service goes on meanwhile
+                _LOG.warning("%s: %s: %s", what.__name__, type(error).__name__, error)
+                self.metrics.errors.labels(what.__name__.strip("_")).inc()
+
+    # -- watch: which bundle ---------------------------------------------------------------------------------------
+
+    def _load_embedder(self, config: RunConfig) -> tuple[BatchedEmbedder | None, str | None]:
+        """Without one the teacher answers everything."""
+        section = config.serve.embedder
+        try:
+            embedder = load_embedder(section)
+        except ServingError as error:
+            _LOG.error("the embedder does not load, so the teacher answers everything: %s", error)
+            self.metrics.errors.labels("embedder").inc()
+            return None, None
+        return BatchedEmbedder(embedder, batch_size=section.batch_size), embedder.identity
+
+    def _without_bundle(self) -> Live:
+        recipe = self._run.recipe
+        context: tuple[Message, ...] = ()
+        parse = None
+        if isinstance(recipe, ContextRecipeConfig) and recipe.context.column is None:
+            context, parse = tuple(ContextRecipe(recipe).context_messages), recipe.parse
+        return Live(
+            embedder=self._embedder,
+            ignore=tuple(self.config.fingerprint.ignore),
+            context=context,
+            parse=parse,
+            teacher_sampling=self._run.teacher.sampling,
+        )
+
+    async def _watch(self) -> None:
+        await self.dispatcher.look()
+        wanted = await asyncio.to_thread(self._bundles.current)
+        live = self.dispatcher.live
+        if (wanted or "") == live.version and (wanted is None or live.student is not None):
+            return
+        if wanted is None:
+            self._swap(self._without_bundle())
+            return
+        bundle = await self._read(wanted)
+        if bundle is None:
+            return
+        student = student_of(self._run, bundle, self._names)
+        follows = live.version in await asyncio.to_thread(self._bundles.earlier)
+        if await student.is_up():
+            self._swap(self._with(bundle, student))
+        elif not follows and live.version != wanted:  # gone back from: it leaves now, and the teacher answers meanwhile
+            self._swap(self._with(bundle, None))
+
+    async def _read(self, version: str) -> Bundle | None:
+        """A bundle, read once however long its student takes; None: it is not whole, and stays out of service."""
+        if self._next is not None and self._next.version == version:
+            return self._next
+        try:
+            folder = self._bundles.path(version)
+            self._next = await asyncio.to_thread(load_bundle, folder, self._embedder_identity, with_student=False)
+        except BundleError as error:
+            if version not in self._refused:  # said once
+                _LOG.error("bundle %s stays out of service: %s", version, error)
+            self._refused.add(version)
+            self.metrics.errors.labels("bundle").inc()
+            return None
+        return self._next
+
+    def _with(self, bundle: Bundle, student: Backend | None) -> Live:
+        manifest = bundle.manifest
+        return Live(
+            bundle=bundle,
+            student=student,
+            embedder=self._embedder,
+            ignore=tuple(manifest.ignore),
+            context=cast("tuple[Message, ...]", tuple(manifest.context)),
+            parse=manifest.parse,
+            teacher_sampling=manifest.teacher_sampling,
+        )
+
+    def _swap(self, live: Live) -> None:
+        self.dispatcher.swap(live)
+        self.metrics.bundle.clear()
+        self.metrics.bundle.labels(live.version or "none").set(1)
+        _LOG.info("serving bundle %s, student %s", live.version or "none", "up" if live.student else "not up")
+
+    # -- keep and ship: what is collected ------------------------------------------------------------------------------
+
+    def _open_spool(self) -> Spool | None:
+        collect = self.config.collect
+        if not collect.enabled:
+            return None
+        try:
+            return Spool(self._folder / "spool", int(collect.spool_mb * 2**20))
+        except SpoolError as error:
+            _LOG.error("nothing is collected: %s", error)
+            self.metrics.errors.labels("spool").inc()
+            return None
+
+    async def _keep(self, asked: Asked, answer: Answer) -> None:
+        call = asked.call
+        if self._spool is None:
+            self.metrics.pairs.labels("off").inc()
+            return
+        refused = why_not_kept(
+            call.body,
+            answer,
+            route="teacher",
+            collect_header=call.collect_header,
+            refusals=self.config.collect.refusals,
+        )
+        if refused is not None:
+            self.metrics.pairs.labels(refused).inc()
+            return
+        pair = make_pair(
+            call.body,
+            answer,
+            messages=asked.messages,
+            teacher=self.dispatcher.teacher.name,
+            owner=call.owner,
+            fingerprint=asked.key.fingerprint,
+            bundle=asked.live.version or None,
+            idempotency_key=call.idempotency_key,
+            embedder=self._embedder_identity if asked.vector is not None else None,
+            embedding=asked.vector,
+        )
+        try:
+            await asyncio.to_thread(self._spool.append, pair)
+        except SpoolFull:
+            self.metrics.pairs.labels("spool_full").inc()
+        except SpoolError as error:
+            _LOG.error("%s", error)
+            self.metrics.pairs.labels("spool_failed").inc()
+        else:
+            self.metrics.pairs.labels("kept").inc()
+
+    def _deliver(self, pairs: list[Pair]) -> None:
+        """Called in the drain's thread."""
+        self._keeper.add.remote(pairs).result(timeout_s=KEEPER_TIMEOUT_S)
+
+    # -- report -----------------------------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        if self._spool is not None:
+            self.metrics.spool_bytes.set(self._spool.num_bytes)
+        self._unreported.update(self.limits.report())
+        recent = [self._recent.popleft() for _ in range(len(self._recent))]
+        sent = dict(self._unreported)
+        try:
+            totals = await asyncio.wait_for(
+                self._keeper.exchange.remote(self._id, sent, self.metrics.families(), recent), KEEPER_TIMEOUT_S
+            )
+        except Exception:
+            self._recent.extendleft(reversed(recent))
+            raise
+        self._unreported.clear()
+        self.limits.learn(totals)
+
+    async def status(self) -> dict[str, Any]:
+        """See `ingress.Service`. Without the keeper: what this router knows."""
+        bundle = self.dispatcher.live.bundle
+        own: dict[str, Any] = {
+            "name": self._run.name,
+            "bundle": bundle.version if bundle is not None else None,
+            "student_up": self.dispatcher.live.student is not None,
+            "threshold": bundle.manifest.threshold if bundle is not None else None,
+            "summary": bundle.manifest.summary if bundle is not None else None,
+            "teacher": self.dispatcher.teacher.name,
+            "keeper": True,
+            "shows_requests": self.config.show_requests,
+        }
+        if bundle is not None:
+            with suppress(OSError, ValueError):
+                own["curve"] = json.loads((bundle.folder / "curve.json").read_text(encoding="utf-8"))
+        try:
+            return own | await asyncio.wait_for(self._keeper.status.remote(), 5.0)
+        except Exception as error:
+            _LOG.warning("the keeper does not answer: %s", type(error).__name__)
+            return own | {"keeper": False, "figures": figures(self.metrics.families()), "recent": list(self._recent)}
+
+    async def exposition(self) -> bytes:
+        """See `ingress.Service`."""
+        try:
+            return await asyncio.wait_for(self._keeper.exposition.remote(), 5.0)
+        except Exception as error:
+            _LOG.warning("the keeper does not answer: %s", type(error).__name__)
+            return exposition(self.metrics.families())
+
+
+def teacher_of(config: RunConfig, names: AppNames) -> Backend:
+    """Who answers what the student does not."""
+    engine = config.serve.teacher or config.teacher
+    if isinstance(engine, OpenAIEngineConfig):
+        return RemoteBackend(engine)
+    return DeployedBackend(names.teacher, make_engine(engine).identity)
+
+
+def student_of(config: RunConfig, bundle: Bundle, names: AppNames) -> Backend:
+    """Who runs a bundle's student."""
+    engine = config.serve.student
+    if isinstance(engine, OpenAIEngineConfig):
+        return RemoteBackend(engine)
+    return DeployedBackend(names.student(bundle.version), f"student {bundle.version}")

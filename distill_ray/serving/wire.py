@@ -1,0 +1,140 @@
+"""The OpenAI API as the service speaks it: requests checked, events, errors.
+
+What is known is checked here, once, whoever answers; what is not known is handed on, and whoever answers refuses it.
+https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from distill_ray.errors import ApiError
+
+MAX_N = 128  # as OpenAI's
+MAX_MESSAGES = 2048
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class ToolCall(_Wire):
+    """A call that an assistant's turn makes."""
+
+    id: str
+    type: Literal["function", "custom"] = "function"
+
+
+class ChatTurn(_Wire):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatTurn:
+        if self.content is None and self.role not in ("assistant", "function"):
+            raise ValueError(f"a {self.role} message needs content")
+        if isinstance(self.content, list) and not all(isinstance(part.get("type"), str) for part in self.content):
+            raise ValueError("each part of content needs a type")
+        return self
+
+
+class StreamOptions(_Wire):
+    """What a stream has beside text."""
+
+    include_usage: bool | None = None
+
+
+class _Request(_Wire):
+    model: Name = "auto"
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+
+class ResponseFormat(_Wire):
+    """Text, any JSON, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+
+
+class ChatRequest(_Request):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class CompletionRequest(_Request):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+
+
+RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
+
+
+def parse_request(raw: bytes, kind: type[RequestT]) -> tuple[RequestT, dict[str, Any]]:
+    """The request, checked, and its body as it came.
+
+    Raises:
+        ApiError: 400; not JSON (or nested too deeply), or a part of it is wrong.
+    """
+    try:
+        body = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as error:  # malformed, not UTF-8, nested too deeply
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body has to be a JSON object")
+    try:
+        return kind.model_validate(body), body
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise ApiError(400, f"{where}: {first['msg']}", param=where) from None
+
+
+def error_of(status: int, payload: Any) -> ApiError:
+    """The error that another server's body says, whatever shape it has."""
+    error = payload.get("error", payload) if isinstance(payload, dict) else {}
+    error = error if isinstance(error, dict) else {"message": error}
+    message = error.get("message") or (payload if isinstance(payload, str) and payload else f"HTTP {status}")
+    kind, param, code = (error.get(name) for name in ("type", "param", "code"))
+    as_text = lambda value: None if value is None else str(value)  # noqa: E731
+    default = "invalid_request_error" if status < 500 else "server_error"
+    return ApiError(status, str(message), as_text(kind) or default, as_text(param), as_text(code))
+
+
+def event(payload: Mapping[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
