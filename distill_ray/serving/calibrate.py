@@ -96,7 +96,8 @@ def calibrate(config: RunConfig, folder: RunFolder) -> Calibrated:
         embedder,
         tokens=_tokens(folder),
     )
-    figures = {"split": split, "too_long": int((~is_short_P).sum()), **found.figures}
+    tokens = {f"{name}_tokens": value for name, value in _tokens(folder).items()}
+    figures = {"split": split, "too_long": int((~is_short_P).sum()), **found.figures, **tokens}
     manifest = Manifest(
         version=version,
         name=config.name,
@@ -115,7 +116,7 @@ def calibrate(config: RunConfig, folder: RunFolder) -> Calibrated:
         threshold=found.rule.threshold,
         far=found.rule.far,
         guard=found.rule.guard,
-        summary={name: figures[name] for name in SUMMARY},
+        summary={name: figures[name] for name in SUMMARY} | tokens,
         data=str(folder.manifest().get("generated_with", "")),
     )
     write_bundle(
