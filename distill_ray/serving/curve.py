@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from distill_ray.config.serve import PricesConfig
 from distill_ray.serving.guarantee import Count, interval
 
@@ -16,12 +18,17 @@ Point = dict[str, float | None]
 
 
 def curve_points(
-    count: Callable[[float], Count], confidence: float, prices: PricesConfig, tokens: Mapping[str, float]
+    count: Callable[[float], Count],
+    scores: Sequence[float],
+    confidence: float,
+    prices: PricesConfig,
+    tokens: Mapping[str, float],
 ) -> list[Point]:
-    """A point per threshold 0, 0.01, ... 1, without those that change nothing.
+    """Points from all requests to the surest ones, at thresholds that each leave out about one percent more.
 
     Args:
         count: what goes to the student at a threshold.
+        scores: of the requests that are not the teacher's for another reason.
         confidence: of the error's interval.
         prices: `serve.prices`, per million tokens.
         tokens: mean tokens of a request (see `study`).
@@ -30,14 +37,11 @@ def curve_points(
         threshold, share, error with error_low and error_high; cost of a request, over that of the teacher alone; money
         per thousand requests, where prices are given.
     """
+    levels = np.linspace(0.0, 1.0, NUM_POINTS)
+    thresholds = sorted({0.0, *np.quantile(scores, levels, method="lower").tolist()}) if len(scores) else [0.0]
     points: list[Point] = []
-    before: Count | None = None
-    for number in range(NUM_POINTS):
-        threshold = number / (NUM_POINTS - 1)
+    for threshold in thresholds:
         here = count(threshold)
-        if here == before:
-            continue
-        before = here
         low, high = interval(here.num_bad, here.num_routed, confidence)
         points.append(
             {
@@ -87,7 +91,7 @@ def curve_svg(points: Sequence[Point], threshold: float, budget: float) -> bytes
             last = max(chosen, key=lambda p: p["share"] or 0.0)
             axes.plot(100 * (last["share"] or 0.0), 100 * (last["error"] or 0.0), "o", color="#54a24b", label="chosen")
         axes.set(xlabel="requests that the student answers (%)", ylabel="of those worse (%)", xlim=(0, 100))
-        axes.set_ylim(0, max([200 * budget, *(1.1 * high for high in percent("error_high") if high < 60)]))
+        axes.set_ylim(0, max([300 * budget, *(1.5 * error for error in percent("error"))]))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", frameon=False)
         picture = io.BytesIO()

@@ -99,6 +99,10 @@ class _Weighed:
     decisions: list[Decision]
     good_P: np.ndarray
 
+    def scores(self) -> list[float]:
+        """Of the requests that only a threshold keeps from the student."""
+        return [decision.score or 0.0 for decision in self.decisions if decision.reason is Reason.GOOD]
+
     def count(self, threshold: float) -> Count:
         routed = [
             good
@@ -184,7 +188,8 @@ def study(
         **_missing(config, select, thresholds, num, len(good_P)),
         "polarity": polarity(rule, index, trained, outcomes_N, config.neighbours, embedder),
     }
-    points = curve_points(weighed((SELECT, REPORT)).count, config.confidence, prices, tokens)
+    drawn = weighed((SELECT, REPORT))
+    points = curve_points(drawn.count, drawn.scores(), config.confidence, prices, tokens)
     return Study(rule, index, outcomes_N, figures, points)
 
 
@@ -244,7 +249,7 @@ def _order(fit: _Weighed, num_select: int, config: CalibrateConfig) -> list[floa
     Made from the fit split alone: an order that had seen the select split would void the guarantee. The strictest
     threshold is a bad start: it lets so few requests pass that no number of good answers could show anything.
     """
-    scores = [decision.score or 0.0 for decision in fit.decisions if decision.reason is Reason.GOOD]
+    scores = fit.scores()
     if not scores:
         return [0.0]
     levels = np.linspace(1.0, 0.0, NUM_THRESHOLDS, endpoint=False)
