@@ -180,7 +180,7 @@ def _on_disk(folder: RunFolder, place: str | None) -> str | None:
 
 def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[list[Message]]) -> list[str]:
     """The trained student's answers to conversations as it sees them. "" where one is too long for it."""
-    rows = [{"messages": messages} for messages in conversations]
+    rows: list[dict[str, Any]] = [{"messages": messages} for messages in conversations]
     with connected(), Progress("ask the student", total=len(rows), unit="answers") as progress:
         _answer(student_engine(config, folder), folder, rows, "student_after", progress)
     return [row["student_after"] for row in rows]
