@@ -38,6 +38,7 @@ from distill_ray.serving.router import Decision, Reason, decide, screen
 
 _LOG = logging.getLogger("distill_ray.serving")
 TEACHER_RETRY_S = 5.0
+CHARS_PER_TOKEN = 4  # where nobody counted them
 NUM_SHOWN = 5  # nearest trained requests, when a decision is explained
 
 
@@ -284,11 +285,13 @@ class Dispatcher:
             body |= {"stream": False, "stream_options": None}
         try:
             started = await begin(self.teacher.answer(call.method, body), self._config.router.timeout_s)
+            if not started.first:
+                raise ApiError(502, "the teacher sent nothing", "server_error")
         except (TimeoutError, ApiError) as problem:
             return await self._without_teacher(asked, decision, teacher_error(problem))
         if parse is None:
             return self._routed(asked, decision, started.pieces(self._config.router.timeout_s))
-        [response] = started.first
+        response = started.first[0]
         is_whole = parse_response(response, parse)
         pieces = as_chunks(response) if call.streams else [response]
         return self._routed(asked, decision, in_turn(pieces), whole_answer(response), may_keep=is_whole)
@@ -299,7 +302,7 @@ class Dispatcher:
             raise error
         self._metrics.errors.labels("teacher").inc()
         may = self._config.degraded == "student" and asked.call.wants == "auto" and asked.live.student is not None
-        if not may or asked.key.problem is not None or decision.reason in _STUDENT_FAILED:
+        if not may or asked.key.problem is not None or decision.reason in _NOT_FOR_STUDENT:
             raise error
         instead = dataclasses.replace(decision, route="student", reason=Reason.TEACHER_UNAVAILABLE)
         try:
@@ -347,20 +350,26 @@ class Dispatcher:
         may_keep: bool,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """What the client gets; the answer is kept before its last piece."""
-        call, said = asked.call, StreamedAnswer()
+        call, said, num_pieces, is_over = asked.call, StreamedAnswer(), 0, False
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
+                    num_pieces += 1
                     if call.streams:
                         said.add(piece)
                     else:
                         await self._finish(asked, route, answer or whole_answer(piece), may_keep)
-                    shown = for_client(piece, call.body)
+                    is_over = is_over or not call.streams
+                    shown = for_client(piece, call.body, shows_route=self._config.headers)
                     if shown is not None:
                         yield shown
+            is_over = True
         except (ApiError, TimeoutError) as error:
             self._metrics.errors.labels(f"{route}_midway").inc()
             raise (error if isinstance(error, ApiError) else teacher_error(error)) from None
+        finally:
+            if not is_over and route == "teacher":  # leaving early is no way round the day's tokens
+                self._limits.spent(call.owner, num_pieces + len(asked.key.text) // CHARS_PER_TOKEN)
         if call.streams:
             await self._finish(asked, route, answer or said.answer, may_keep)
 
@@ -378,7 +387,7 @@ class Dispatcher:
             return
         self._latch.remember(asked.messages, answer.text)
         if may_keep:
-            with contextlib.suppress(TextTooLong):  # kept without a vector
+            with contextlib.suppress(Exception):  # kept without a vector
                 await self._embed(asked)
             await self._keep(asked, answer)
         else:
@@ -401,8 +410,10 @@ class Dispatcher:
         self._metrics.saved_money.inc(max(0.0, per_million / 1e6))
 
 
-_STUDENT_FAILED = frozenset(
+# Also when the teacher is down: it has failed already, or would read something else than what was sent.
+_NOT_FOR_STUDENT = frozenset(
     {Reason.STUDENT_TIMEOUT, Reason.STUDENT_UNAVAILABLE, Reason.STUDENT_EMPTY, Reason.STUDENT_UNSURE}
+    | {Reason.CONTROL_TOKENS, Reason.UNSUPPORTED}
 )
 
 

@@ -25,14 +25,7 @@ LAYERS = [
 ]
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
-    "ray": {
-        "pipeline",
-        "serving/app.py",
-        "serving/comparing.py",
-        "serving/keeper.py",
-        "serving/models.py",
-        "serving/replica.py",
-    },
+    "ray": {"pipeline", *(f"serving/{name}.py" for name in ("app", "comparing", "keeper", "models", "replica"))},
     "torch": {
         "student",
         "demo",
@@ -43,7 +36,7 @@ HEAVY = {
         "serving/embedder_torch.py",
         "doctor.py",
     },
-    "vllm": {"engines/vllm.py", "demo/check_model.py"},
+    "vllm": {"engines/vllm.py", "demo/check_model.py", "serving/models.py"},
     "deepspeed": {"pipeline/training/train_loop.py", "student/export.py"},
 }
 
