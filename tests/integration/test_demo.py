@@ -16,6 +16,7 @@ from distill_ray.pipeline.ask import stream_answer
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.run import run, stored_config
 from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
+from distill_ray.serving.bundle import NEVER
 from distill_ray.serving.bundles import Bundles
 from distill_ray.serving.calibrate import calibrate
 from distill_ray.serving.conversation import request_key
@@ -154,7 +155,9 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     assert figures["pairs_good"] >= 380
     assert figures["share"] > 0.5
     assert figures["select"]["error_upper"] <= figures["error_budget"] == 0.05
+    asked_before = folder.read_bytes("eval", "more_answers.json")
     assert not calibrate(config, folder).is_new
+    assert folder.read_bytes("eval", "more_answers.json") == asked_before
 
     bundles = Bundles(tmp_path / "bundles")
     bundles.promote(bundles.install(found.folder))
@@ -172,4 +175,4 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     stronger = calibrate(stored_config(folder, ["calibrate.error_budget=0.001"]), folder)
     assert stronger.is_new
     assert stronger.manifest.version != found.manifest.version
-    assert "more pairs" in stronger.manifest.summary["why"]
+    assert stronger.manifest.threshold == NEVER, "400 pairs cannot show one in a thousand"
