@@ -7,16 +7,11 @@ With real vLLM models behind it: test_service_vllm.py.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +19,8 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pyarrow as pa
 import pytest
-import yaml
 
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
@@ -36,6 +29,7 @@ from distill_ray.serving.bundles import Bundles
 from distill_ray.serving.conversation import request_key
 from distill_ray.serving.embedder import load_embedder
 from distill_ray.serving.index import NearestIndex
+from tests.integration.running_service import Service, serving, until
 from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import REQUESTS, body, manifest
 
@@ -67,110 +61,6 @@ def make_bundle(folder: Path, version: str) -> Path:
     )
 
 
-@dataclass
-class Service:
-    """A running service."""
-
-    folder: Path
-    port: int
-    teacher: ScriptedServer
-    process: subprocess.Popen[bytes]
-    config: Path
-    environment: dict[str, str]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ask(self, text: str, **kwargs: Any) -> httpx.Response:
-        sent = {"messages": [{"role": "user", "content": text}], **kwargs}
-        return httpx.post(self.url + "/v1/chat/completions", json=sent, timeout=60)
-
-    def status(self) -> dict[str, Any]:
-        return httpx.get(self.url + "/status.json", timeout=30).json()
-
-    def command(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "distill_ray", *arguments]
-        done = subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def replicas(self, name: str) -> list[psutil.Process]:
-        """Processes of a deployment, of this service only."""
-        own = psutil.Process(self.process.pid).children(recursive=True)
-        found = []
-        for process in own:
-            try:
-                if f"ServeReplica:{name}" in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-
-def until(found: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """Wait for something to be so."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if result := found():
-                return result
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.25)
-    raise AssertionError("it did not come to be so")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def serving(folder: Path, teacher: ScriptedServer, *arguments: str, **serve: Any) -> Iterator[Service]:
-    """Start `distill-ray serve` and end it."""
-    port = free_port()
-    raw = {
-        "name": "house",
-        "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
-        "data": {"source": "unused.jsonl"},
-        "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
-        "serve": {
-            "folder": str(folder / "service"),
-            "port": port,
-            "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
-            "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
-            "headers": True,
-            "collect": {"flush_s": 0.5},
-            **serve,
-        },
-    }
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(raw))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    log = (folder / "serve.log").open("wb")
-    command = [sys.executable, "-m", "distill_ray", "serve", str(config), *arguments]
-    process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-    service = Service(folder, port, teacher, process, config, environment)
-    try:
-        until(lambda: process.poll() is not None or httpx.get(service.url + "/healthz").status_code == 200, 120)
-        assert process.poll() is None, (folder / "serve.log").read_text()
-        until(lambda: b"Ctrl-C ends it" in (folder / "serve.log").read_bytes(), 60)
-        yield service
-    finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        for child in psutil.wait_procs(children, 10)[1]:
-            child.kill()
-
-
 def streaming_teacher(sent: dict[str, Any]) -> Reply:
     """Answers, whole or as a stream."""
     said = "teacher: " + sent["messages"][-1]["content"]
@@ -194,13 +84,25 @@ def streaming_teacher(sent: dict[str, Any]) -> Reply:
 def service(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("house")
     bundle = make_bundle(folder / "bundle-one", ONE)
-    with (
-        ScriptedServer(chat=streaming_teacher) as teacher,
-        serving(folder, teacher, "--bundle", str(bundle)) as running,
-    ):
-        until(lambda: running.status()["student_up"])
-        until(lambda: len(running.status()["figures"]["routers"]) and running.status()["num_routers"] == 2)
-        yield running
+    with ScriptedServer(chat=streaming_teacher) as teacher:
+        raw = {
+            "name": "house",
+            "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
+            "data": {"source": "unused.jsonl"},
+            "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
+            "serve": {
+                "folder": str(folder / "service"),
+                "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
+                "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
+                "headers": True,
+                "collect": {"flush_s": 0.5},
+            },
+        }
+        with serving(folder, raw, "--bundle", str(bundle)) as running:
+            running.teacher = teacher
+            until(lambda: running.status()["student_up"])
+            until(lambda: running.status()["num_routers"] == 2)
+            yield running
 
 
 @dataclass
