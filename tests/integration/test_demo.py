@@ -189,7 +189,7 @@ def test_the_bundle_is_served_with_real_models_on_both_sides(
     folder, _ = demo_run
     raw = yaml.safe_load(folder.read_bytes("config.yaml"))
     raw["teacher"] |= {"cpus": 0.5}
-    raw["serve"] |= {
+    raw["serve"] = {
         "folder": str(tmp_path / "service"),
         "student": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
         "headers": True,
