@@ -153,6 +153,29 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 
 @app.command()
+def calibrate(
+    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    overrides: Overrides = None,
+) -> None:
+    """Find out for which requests the student is as good as the teacher; write the run's `bundle/`.
+
+    Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`
+    """
+    from distill_ray.pipeline.run import noted, stored_config
+    from distill_ray.serving.calibrate import calibrate as run_stage
+    from distill_ray.serving.calibration_table import calibration_table
+
+    folder = _existing(run_dir)
+    config = stored_config(folder, overrides or [])
+    with noted(folder):
+        found = run_stage(config, folder)
+    console.print(calibration_table(found.folder))
+    if not found.is_new:
+        console.print("nothing changed: the bundle is kept")
+    _wrote(_shown(str(found.folder)))
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
     recipe: Annotated[str, typer.Option("--recipe", help="Which starter; an unknown name lists them.")] = "context",

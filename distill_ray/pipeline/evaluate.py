@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -34,9 +34,9 @@ from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
-from distill_ray.pipeline.training.train import require_current_student
+from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.recipes import make_recipe
-from distill_ray.records import Answered, row_from_record
+from distill_ray.records import Answered, Message, row_from_record
 
 BATCH_ROWS = 128
 EXAMPLE_COLUMNS = ["row_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer", "draft"]
@@ -52,11 +52,14 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     if not folder.exists("student"):
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train CONFIG --run-dir ...` first")
     require_evaluation_engine(config)
-    _require_these_examples(config, folder)
+    require_these_examples(config, folder)
     require_current_student(config, folder)
     rows, unanswered = _held_out_rows(config, folder, limit)
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
-        for name, engine in (("student_before", _engine(config, None)), ("student_after", _engine(config, folder))):
+        for name, engine in (
+            ("student_before", student_engine(config, None)),
+            ("student_after", student_engine(config, folder)),
+        ):
             _answer(engine, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
             _score(config, folder, source, rows, name)
@@ -64,7 +67,8 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
-    folder.update_manifest({"seconds": {"evaluate": round(time.monotonic() - started, 2)}})
+    seconds = {"evaluate": round(time.monotonic() - started, 2)}
+    folder.update_manifest({"seconds": seconds, "evaluated_student": trained_fingerprint(folder)})
     write_report(folder, config)
     return metrics
 
@@ -78,7 +82,7 @@ def require_evaluation_engine(config: RunConfig) -> None:
         )
 
 
-def _require_these_examples(config: RunConfig, folder: RunFolder) -> None:
+def require_these_examples(config: RunConfig, folder: RunFolder) -> None:
     """Refuse a config that `examples/` were not made with: the report would describe what was not run."""
     made_with = folder.manifest().get("generated_with")
     if made_with is not None and made_with != generated_with(config):
@@ -123,7 +127,7 @@ def _held_out_rows(
                     "query": row.query,
                     # From the row itself: `evaluate.reference` may be set after generating.
                     "reference": reference_of(row.columns, config.evaluate.reference),
-                    "teacher_answer": _teachers_answer(config, example),
+                    "teacher_answer": teachers_answer(config, example),
                     "draft": example["draft"],
                     "messages": example["messages"],
                     "prompt_ids": prompt_ids,
@@ -143,7 +147,7 @@ def _held_out_rows(
     return rows[:most], unanswered
 
 
-def _teachers_answer(config: RunConfig, example: dict[str, Any]) -> str:
+def teachers_answer(config: RunConfig, example: Mapping[str, Any]) -> str:
     """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label."""
     if isinstance(config.recipe, StepByStepRecipeConfig):
         return example["teacher_answer"] or ""
@@ -172,7 +176,16 @@ def _on_disk(folder: RunFolder, place: str | None) -> str | None:
     return str(folder.fetch("student")) if place == folder.url("student") else place
 
 
-def _engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
+def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[list[Message]]) -> list[str]:
+    """The trained student's answers to conversations as it sees them. "" where one is too long for it."""
+    rows: list[dict[str, Any]] = [{"messages": messages} for messages in conversations]
+    with connected(), Progress("ask the student", total=len(rows), unit="answers") as progress:
+        _answer(student_engine(config, folder), folder, rows, "student_after", progress)
+    return [row["student_after"] for row in rows]
+
+
+def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
+    """The engine that answers for the student: as it was (None), or as the run folder holds it. Greedy."""
     max_tokens = config.evaluate.max_tokens or config.teacher.sampling.max_tokens
     common: dict[str, Any] = {
         **_weights(config, student),

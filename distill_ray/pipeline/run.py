@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -28,13 +28,27 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
         resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         folder.write_bytes(resolved.encode(), "config.yaml")
         folder.update_manifest({"name": config.name, "versions": versions()})
-        with noise_to(folder.local("logs", "driver.log")) if folder.is_local else contextlib.nullcontext():
-            try:
-                yield
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"stopped. Finished work is kept in {folder.root}: run the same command again to go on"
-                ) from None
+        with _undisturbed(folder):
+            yield
+
+
+@contextlib.contextmanager
+def noted(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder for what follows its stages: it stays as it was run."""
+    with folder.locked(), _undisturbed(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _undisturbed(folder: RunFolder) -> Iterator[None]:
+    """Send what libraries say to the run's log; say what Ctrl-C leaves."""
+    with noise_to(folder.local("logs", "driver.log")) if folder.is_local else contextlib.nullcontext():
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped. Finished work is kept in {folder.root}: run the same command again to go on"
+            ) from None
 
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
@@ -66,9 +80,10 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
     return metrics
 
 
-def stored_config(folder: RunFolder) -> RunConfig:
+def stored_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved config that a run folder holds, local or on a store."""
-    return parse_config(yaml.safe_load(folder.read_bytes("config.yaml")), where=folder.path("config.yaml"))
+    raw = yaml.safe_load(folder.read_bytes("config.yaml"))
+    return parse_config(raw, where=folder.path("config.yaml"), overrides=overrides)
 
 
 def versions() -> dict[str, str]:

@@ -50,12 +50,16 @@ def mean_logprob(response: Mapping[str, Any]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def for_client(piece: dict[str, Any], request: Mapping[str, Any]) -> dict[str, Any] | None:
+def for_client(
+    piece: dict[str, Any], request: Mapping[str, Any], *, shows_route: bool = False
+) -> dict[str, Any] | None:
     """A piece as the client is to see it: under the model name that it asked for, and with what it asked for.
 
     None: nothing is left of it. Who answered is not the client's to see (it may tell what the service was trained on).
     """
     piece["model"] = str(request.get("model") or "auto")
+    if not shows_route:
+        piece.pop("system_fingerprint", None)  # names the engine
     wants_usage = (request.get("stream_options") or {}).get("include_usage") or not request.get("stream")
     if not wants_usage and piece.pop("usage", None) is not None and not piece.get("choices"):
         return None

@@ -20,7 +20,7 @@ def says_something(piece: Mapping[str, Any]) -> bool:
 def as_chunks(response: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A whole chat response as the chunks of a stream, the usage at its end."""
     head = {"id": response.get("id"), "object": "chat.completion.chunk"}
-    head |= {"created": response.get("created"), "model": response.get("model")}
+    head |= {name: response.get(name) for name in ("created", "model", "system_fingerprint")}
     for choice in response.get("choices") or ():
         index, said = choice.get("index", 0), {k: v for k, v in choice["message"].items() if v is not None}
         if said.get("tool_calls"):

@@ -12,7 +12,6 @@ Shape suffixes: N requests, K neighbours, F features, D dimensions of the embedd
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -107,9 +106,7 @@ def sigmoid(log_odds: float) -> float:
     return grown / (1.0 + grown)
 
 
-def folded(
-    kind: Kind, intercept: float, weights: Sequence[float], mean: Sequence[float], scale: Sequence[float]
-) -> DecisionModel:
+def folded(kind: Kind, intercept: float, weights: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> DecisionModel:
     """The model of raw features that does what one of standardised features does ((x - mean) / scale).
 
     Args:
@@ -119,11 +116,11 @@ def folded(
         mean: of each feature. [F + D]
         scale: of each feature, positive. [F + D]
     """
-    raw = np.asarray(weights, dtype=np.float64) / np.asarray(scale, dtype=np.float64)
+    raw = weights / scale
     num = NUM_FEATURES[kind]
     return DecisionModel(
         kind=kind,
-        intercept=float(intercept - raw @ np.asarray(mean, dtype=np.float64)),
+        intercept=float(intercept - raw @ mean),
         weights=raw[:num].tolist(),
         embedding_weights=raw[num:].tolist(),
     )

@@ -360,7 +360,7 @@ class Dispatcher:
                     else:
                         await self._finish(asked, route, answer or whole_answer(piece), may_keep)
                     is_over = is_over or not call.streams
-                    shown = for_client(piece, call.body)
+                    shown = for_client(piece, call.body, shows_route=self._config.headers)
                     if shown is not None:
                         yield shown
             is_over = True

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
+
+import regex
 
 from distill_ray.serving.lexicon import (
     AXES,
@@ -36,7 +39,7 @@ MIN_STEM = 3  # characters that a word has at least behind a negative prefix
 
 _NUMBER = re.compile(r"(?<!\w)[-+−]?\d[\d.,'’\u00a0\u202f:/]*\d|(?<!\w)[-+−]?\d|\d+")
 _THOUSANDS = re.compile(r"(?<=\d)[,'’\u00a0\u202f](?=\d{3}(?!\d))")
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")  # vowel signs of Indic scripts are marks
 _CONTRACTED = re.compile(r"n['’]t$")
 _ELIDED = re.compile(r"^n['’]")  # French: n'est
 _QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|„([^“”\n]+)[“”]|«([^»\n]+)»|「([^」\n]+)」|`([^`\n]+)`")
@@ -74,7 +77,7 @@ def marks_of(text: str) -> Marks:
         numbers=_numbers(text),
         names=_names(text),
         num_negations=sum(word in NEGATIONS for word in words) + len(UNSPACED_NEGATION.findall(text)),
-        poles=(*(pole for word in words if (pole := _pole(word))), *_unspaced_poles(text)),
+        poles=(*(pole for word in words for pole in _poles(word)), *_unspaced_poles(text)),
         words=frozenset(words),
     )
 
@@ -129,14 +132,14 @@ def _words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _pole(word: str) -> Pole | None:
-    """Where a word stands; the longest stem counts."""
-    if word in AXES:
-        return Pole(*AXES[word], word)
+def _poles(word: str) -> tuple[Pole, ...]:
+    """Where a word stands: as it is, else by its longest stem."""
+    found = AXES.get(word)
     for length in range(len(word), MIN_STEM - 1, -1):
-        if word[:length] in AXIS_STEMS:
-            return Pole(*AXIS_STEMS[word[:length]], word)
-    return None
+        if found:
+            break
+        found = AXIS_STEMS.get(word[:length])
+    return tuple(Pole(axis, side, word) for axis, side in found or ())
 
 
 def _unspaced_poles(text: str) -> list[Pole]:
@@ -147,7 +150,8 @@ def _unspaced_poles(text: str) -> list[Pole]:
 
 def _opposed(a: Marks, b: Marks) -> bool:
     """Whether a word of one text is turned round in the other, or the same words stand in another order."""
-    only_a, only_b = set(a.poles).difference(b.poles), set(b.poles).difference(a.poles)
+    count_a, count_b = Counter(a.poles), Counter(b.poles)
+    only_a, only_b = count_a - count_b, count_b - count_a
     if any(one.axis == other.axis and one.side != other.side for one in only_a for other in only_b):
         return True
     if not only_a and not only_b and _order(a) != _order(b):
@@ -193,11 +197,16 @@ def _names(text: str) -> tuple[str, ...]:
     is_shouted = text.upper() == text  # or a script without cases
     for match in _WORD.finditer(text) if not is_shouted else ():
         word = match.group()
-        if word[0].isupper() and not (_begins_sentence(text, match.start()) and word.casefold() in STARTERS):
+        if word[0].isupper() and not (_begins_sentence(text, match.start()) and _is_starter(word)):
             if word in ("I", "I'm", "I'd", "I'll", "I've", "I’m", "I’d", "I’ll", "I’ve"):
                 continue
             found.append((match.start(), match.end(), word))
     return tuple(name.casefold() for name in _outermost(found))
+
+
+def _is_starter(word: str) -> bool:
+    """Also with what English hangs on: Don't, What's."""
+    return _CONTRACTED.search(word) is not None or re.split("['’]", word.casefold(), maxsplit=1)[0] in STARTERS
 
 
 def _is_identifier(chunk: str) -> bool:

@@ -244,6 +244,9 @@ class _Place:
             self._gate.num_inside -= 1
             self._gate = None
 
+    def __del__(self) -> None:
+        self.leave()  # of a stream whose client was gone before it began
+
 
 class _Gate:
     """Keys, limits and sizes."""

@@ -99,9 +99,9 @@ switch: enabl* activat* aktivier* einschalt* eingeschaltet activ* habilit* attiv
     uitschakel* выключ* отключ* wyłącz*
 on: on
   | off aus
-open: open opens opened opening öffne* offen ouvr* ouvert* abrir abre abiert* aberto apri* aperto откр* otw*
+open: open opens opened opening öffne* geöffnet* offen ouvr* ouvert* abrir abre abiert* aberto apri* aperto откр* otw*
     åpne* öppn*
-  | close closes closed closing schließ* geschlossen ferm* cerrar cierr* cerrad* fechar fechad* chiud* chius*
+  | close closes closed closing schließ* geschlossen* ferm* cerrar cierr* cerrad* fechar fechad* chiud* chius*
     закр* zamk* lukk* stäng*
 rise: increas* rais* rise rises rising rose grow* grew higher augment* croît* erhöh* steig* aument* subir sube*
     вырос* увелич* zwiększ* verhog* upgrad* gain* expand*
@@ -129,7 +129,7 @@ allow: allow* permit* erlaub* gestatt* autoris* permet* permett* разреш* p
   | forbid* forbidden prohibit* deny denie* block* verbiet* verboten interdi* prohíb* proib* viet* запре*
     zabran* ban banned refus*
 accept: accept* akzeptier* annehm* approv* genehmig* aprob* aprov* approuv* принят* прим* akcept*
-  | reject* ablehn* decline* rechaz* rejeit* rifiut* rejet* откло* odrzuc*
+  | reject* ablehn* declin* rechaz* rejeit* rifiut* rejet* откло* odrzuc*
 buy: buy* bought purchas* kauf* achet* acheter compr* купи* kupi* koop*
   | sell* sold verkauf* vend* прода* sprzeda* verkoop*
 win: win wins winning won gewinn* gagn* ganar gana* vencer vinc* выигр* wygra*
@@ -173,14 +173,14 @@ morning: morning morgens matin mañana manhã mattina утро утром
   | evening abends soir tarde noite sera вечер вечером
 early: early früh tôt temprano cedo presto рано
   | late spät tard tarde поздно
-fast: fast faster quick* schnell* rapid* vite rápid* veloc* быстр* szybk*
+fast: fast faster fastest quick* schnell* rapid* vite rápid* veloc* быстр* szybk*
   | slow* langsam* lent* медлен* woln*
 high: high hoch hohe* haut* alto alta высок* wysok*
   | low niedrig* bas basse* bajo baja baixo basso низк* nisk*
 long: long longer lang* länger* longue* largo* larga* lungo длин* dług*
   | short* kurz* kürzer* court* corto* breve* коротк* krótk*
-old: old older alt alte* vieux vieille viej* velh* vecchi* стар* star*
-  | new newer young* neu neue* jung* nouveau nouvelle jeune* nuev* joven* nov* giovan* нов* молод* now*
+old: old older oldest alt alte* vieux vieille viej* velh* vecchi* стар* star*
+  | new newer newest young* neu neue* jung* nouveau nouvelle jeune* nuev* joven* nov* giovan* нов* молод* now*
 rich: rich reich riche* rico rica ricco богат*
   | poor arm arme* pauvre* pobre* pover* бедн*
 safe: safe safely secure* sicher* sûr* segur* sicur* безопасн*
@@ -200,20 +200,23 @@ income: income revenue profit* credit* asset* einnahm* gewinn recett* ingres* en
 """
 
 
-def _poles() -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
-    words: dict[str, tuple[str, str]] = {}
-    stems: dict[str, tuple[str, str]] = {}
+Poles = dict[str, tuple[tuple[str, str], ...]]
+
+
+def _poles() -> tuple[Poles, Poles]:
+    words: Poles = {}
+    stems: Poles = {}
     for block in re.split(r"\n(?=\w+:)", _AXES_TEXT.strip()):
         axis, _, sides = block.partition(":")
         for side, text in zip("+-", sides.split("|"), strict=True):
             for word in text.split():
                 target = stems if word.endswith("*") else words
-                target.setdefault(word.rstrip("*"), (axis, side))
+                target[word.rstrip("*")] = (*target.get(word.rstrip("*"), ()), (axis, side))
     return words, stems
 
 
 AXES, AXIS_STEMS = _poles()
-"""A word, or the stem of words -> (axis, side)."""
+"""A word, or the stem of words -> where it stands: (axis, side). "right" is neither left nor wrong."""
 
 UNSPACED_AXES = tuple(
     (re.compile(pattern), axis, side)

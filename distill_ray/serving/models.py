@@ -310,6 +310,7 @@ def _response(samples: list[Completion], model: str) -> dict[str, Any]:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": model,
         "choices": [
             {
                 "index": index,

@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
-from distill_ray.serving.bundle import Bundle, Manifest
+from distill_ray.serving.bundle import Bundle
 from distill_ray.serving.conversation import RequestKey
-from distill_ray.serving.decision import features_of
+from distill_ray.serving.decision import DecisionModel, features_of
 from distill_ray.serving.features import marks_of, mismatch
 
 Route = Literal["student", "teacher"]
@@ -118,8 +118,24 @@ def decide(bundle: Bundle | None, key: RequestKey, vector_D: np.ndarray | None, 
     return Decision(found.route, found.reason, found.similarity, found.score, neighbours)
 
 
+class Rule(Protocol):
+    """What decides beside the neighbours. A bundle's manifest is one, and what `study` tries out."""
+
+    @property
+    def model(self) -> DecisionModel: ...  # noqa: D102
+
+    @property
+    def threshold(self) -> float: ...  # noqa: D102
+
+    @property
+    def far(self) -> float: ...  # noqa: D102
+
+    @property
+    def guard(self) -> Guard: ...  # noqa: D102
+
+
 def weigh(
-    manifest: Manifest,
+    rule: Rule,
     text: str,
     vector_D: np.ndarray,
     similarities_K: np.ndarray,
@@ -130,7 +146,7 @@ def weigh(
     """The decision once the nearest trained requests are known.
 
     Args:
-        manifest: of the bundle: model, threshold, far.
+        rule: of the bundle, or one that is tried out.
         text: of the request.
         vector_D: of it.
         similarities_K: most similar first; at least one.
@@ -140,13 +156,13 @@ def weigh(
     """
     similarity = float(similarities_K[0])
     differs = mismatch(marks_of(text), _marks_of_trained(nearest))
-    score = manifest.model.probability(features_of(similarities_K, outcomes_K, len(text), differs), vector_D)
-    is_strict = "strict" in (manifest.guard, guard)
-    if similarity < manifest.far:
+    score = rule.model.probability(features_of(similarities_K, outcomes_K, len(text), differs), vector_D)
+    is_strict = "strict" in (rule.guard, guard)
+    if similarity < rule.far:
         return Decision("teacher", Reason.FAR, similarity, score)
     if is_strict and differs:
         first = next(reason for name, reason in _GUARDED.items() if name in differs)
         return Decision("teacher", first, similarity, score)
-    if not score >= manifest.threshold:  # a NaN is no probability
+    if not score >= rule.threshold:  # a NaN is no probability
         return Decision("teacher", Reason.BELOW_THRESHOLD, similarity, score)
     return Decision("student", Reason.GOOD, similarity, score)

@@ -14,8 +14,13 @@ import pytest
 from distill_ray.demo.prepare import prepare_demo
 from distill_ray.pipeline.ask import stream_answer
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.run import run
+from distill_ray.pipeline.run import run, stored_config
 from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
+from distill_ray.serving.bundles import Bundles
+from distill_ray.serving.calibrate import calibrate
+from distill_ray.serving.conversation import request_key
+from distill_ray.serving.embedder import load_embedder
+from distill_ray.serving.router import decide
 
 SETTINGS = [
     "train.workers=2",
@@ -135,3 +140,36 @@ def test_the_terminal_hears_nothing_of_vllm_and_ray(demo_run: tuple[RunFolder, d
     folder, _ = demo_run
     logs = "".join(Path(p).read_text(errors="replace") for p in Path(folder.path("logs")).glob("engine-*.log"))
     assert "vllm" in logs.lower()
+
+
+def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
+    demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = demo_run
+    config = stored_config(folder)
+    found = calibrate(config, folder)  # of 400 held-out rows 100 were evaluated; the student is asked for the rest
+    figures = json.loads((found.folder / "calibration.json").read_text())
+    assert found.is_new
+    assert figures["pairs"] == 400
+    assert figures["pairs_good"] >= 380
+    assert figures["share"] > 0.5
+    assert figures["select"]["error_upper"] <= figures["error_budget"] == 0.05
+    assert not calibrate(config, folder).is_new
+
+    bundles = Bundles(tmp_path / "bundles")
+    bundles.promote(bundles.install(found.folder))
+    embedder = load_embedder(found.manifest.embedder)
+    bundle = bundles.load(bundles.current() or "", embedder.identity)
+    assert bundle.context[0]["content"] == (folder.local("input", "instruction.md").read_text()).strip()
+    text = bundle.text(0)
+    key = request_key({"messages": [{"role": "user", "content": text}]}, bundle.manifest.ignore)
+    vector = embedder.embed([text])[0]
+    decision = decide(bundle, key, vector)
+    assert (decision.route, decision.neighbours[0][0]) == ("student", 0)
+    assert decision.similarity == pytest.approx(1.0, abs=1e-3)
+    asked = {"messages": [{"role": "system", "content": "Other."}, {"role": "user", "content": text}]}
+    assert decide(bundle, request_key(asked, []), vector).route == "teacher"
+    stronger = calibrate(stored_config(folder, ["calibrate.error_budget=0.001"]), folder)
+    assert stronger.is_new
+    assert stronger.manifest.version != found.manifest.version
+    assert "more pairs" in stronger.manifest.summary["why"]

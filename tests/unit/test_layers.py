@@ -25,7 +25,7 @@ LAYERS = [
 ]
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
-    "ray": {"pipeline", *(f"serving/{name}.py" for name in ("app", "keeper", "models", "replica"))},
+    "ray": {"pipeline", *(f"serving/{name}.py" for name in ("app", "comparing", "keeper", "models", "replica"))},
     "torch": {
         "student",
         "demo",

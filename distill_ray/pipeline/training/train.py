@@ -123,6 +123,11 @@ def require_current_student(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
+def trained_fingerprint(folder: RunFolder) -> str | None:
+    """What `student/` was trained from, as a hash; None if no training has come to its end here."""
+    return folder.read_json("train", "done.json").get("fingerprint") if folder.exists("train", "done.json") else None
+
+
 def _limits(config: RunConfig) -> Limits:
     positions = max_positions(load_model_config(config.student))
     return Limits(
