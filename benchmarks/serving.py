@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --out serving.json
 
-Overhead: the built-in demo model on vLLM as the student of a bundle with 1,000 indexed requests and the real embedder. One
-deployment is asked two ways over HTTP: through the router (`auto`, which goes to the student), and through an
+Overhead: the built-in demo model on vLLM as the student of a bundle with 1,000 indexed requests and the real embedder.
+Its deployment is asked two ways over HTTP: through the router (`auto`, which goes to the student), and through an
 ingress that hands the same body to it and its pieces back. Short answers (8 tokens), streamed, the two ways in turn, at
 1, 8 and 32 clients: time to the first words and to the last.
 
@@ -39,15 +39,15 @@ from distill_ray.demo import language_rows
 from distill_ray.models import DEMO_MODEL_PATH
 from distill_ray.pipeline.cluster import connected
 from distill_ray.serving.app import cpus_needed, start, stop
-from distill_ray.serving.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, utc_now, version_of, write_bundle
-from distill_ray.serving.bundles import Bundles
-from distill_ray.serving.conversation import request_key
-from distill_ray.serving.decision import DecisionModel
-from distill_ray.serving.embedder import load_embedder
-from distill_ray.serving.index import NearestIndex
+from distill_ray.serving.front.wire import DONE, event
 from distill_ray.serving.models import DeployedBackend
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.wire import DONE, event
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, utc_now, version_of, write_bundle
+from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.conversation import request_key
+from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.embedder import load_embedder
+from distill_ray.serving.routing.index import NearestIndex
 
 NUM_INDEXED = 1000
 PORT = 8317

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill_ray.serving.pairs import PAIR_SCHEMA, Pair, pairs_table
+from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair, pairs_table
 
 TEXT_COLUMNS = ("messages", "request", "completion", "tool_calls")  # where `contains` looks
 

@@ -34,8 +34,8 @@ from distill_ray.config.base import Config
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import BundleError
 from distill_ray.records import Message
-from distill_ray.serving.decision import DecisionModel
-from distill_ray.serving.index import NearestIndex
+from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.index import NearestIndex
 
 FORMAT = 1
 NEVER = 2.0  # a threshold that no probability reaches: everything goes to the teacher

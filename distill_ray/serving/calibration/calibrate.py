@@ -29,7 +29,11 @@ from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.recipes import Recipe, make_recipe
 from distill_ray.records import Message, Row
-from distill_ray.serving.bundle import (
+from distill_ray.serving.calibration.comparing import outcomes
+from distill_ray.serving.calibration.curve import curve_svg
+from distill_ray.serving.calibration.measured import Measured, Trained, measured_requests, trained_requests
+from distill_ray.serving.calibration.study import Study, Vectors, study
+from distill_ray.serving.routing.bundle import (
     ENTRIES_SCHEMA,
     Manifest,
     PromptForm,
@@ -41,12 +45,8 @@ from distill_ray.serving.bundle import (
     version_of,
     write_bundle,
 )
-from distill_ray.serving.comparing import outcomes
-from distill_ray.serving.conversation import RequestKey
-from distill_ray.serving.curve import curve_svg
-from distill_ray.serving.embedder import Embedder, load_embedder
-from distill_ray.serving.measured import Measured, Trained, measured_requests, trained_requests
-from distill_ray.serving.study import Study, Vectors, study
+from distill_ray.serving.routing.conversation import RequestKey
+from distill_ray.serving.routing.embedder import Embedder, load_embedder
 
 SENTINEL = "the Query itself 4f1c"
 FOLDER = "bundle"  # of the run

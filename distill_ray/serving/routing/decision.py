@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from distill_ray.config.base import Config
-from distill_ray.serving.features import Mismatch
+from distill_ray.serving.routing.features import Mismatch
 
 Kind = Literal["similarity", "neighbours", "regression"]
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from distill_ray.errors import RowError
 from distill_ray.recipes.patterns import any_matches
 from distill_ray.records import with_arrays
-from distill_ray.serving.answer import Answer
+from distill_ray.serving.collecting.answer import Answer
 
 PAIR_SCHEMA_VERSION = 1
 

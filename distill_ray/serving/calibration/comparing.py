@@ -32,8 +32,8 @@ from distill_ray.pipeline.metrics import metric_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.records import Answered
 from distill_ray.rewards.judge import JudgeReward
-from distill_ray.serving.embedder import Embedder
-from distill_ray.serving.measured import Measured
+from distill_ray.serving.calibration.measured import Measured
+from distill_ray.serving.routing.embedder import Embedder
 
 Score = Callable[[str, str], float]
 

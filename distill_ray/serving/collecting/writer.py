@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from distill_ray.errors import StoreError
-from distill_ray.serving.pairs import Pair
-from distill_ray.serving.spool import Spool
-from distill_ray.serving.store.base import PairStore
+from distill_ray.serving.collecting.pairs import Pair
+from distill_ray.serving.collecting.spool import Spool
+from distill_ray.serving.collecting.store.base import PairStore
 
 T = TypeVar("T")
 

@@ -16,10 +16,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from distill_ray.serving.bundle import Bundle
-from distill_ray.serving.conversation import RequestKey
-from distill_ray.serving.decision import DecisionModel, features_of
-from distill_ray.serving.features import marks_of, mismatch
+from distill_ray.serving.routing.bundle import Bundle
+from distill_ray.serving.routing.conversation import RequestKey
+from distill_ray.serving.routing.decision import DecisionModel, features_of
+from distill_ray.serving.routing.features import marks_of, mismatch
 
 Route = Literal["student", "teacher"]
 Guard = Literal["off", "strict"]

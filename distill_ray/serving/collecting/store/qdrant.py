@@ -23,8 +23,8 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import ApiException
 
 from distill_ray.errors import StoreError
-from distill_ray.serving.pairs import PAIR_SCHEMA
-from distill_ray.serving.store.base import Deletion, PairStore, Selection
+from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
+from distill_ray.serving.collecting.store.base import Deletion, PairStore, Selection
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_ray.errors import BundleError
-from distill_ray.serving.bundle import (
+from distill_ray.serving.routing.bundle import (
     VERSION_PATTERN,
     Bundle,
     Manifest,

@@ -22,12 +22,8 @@ from typing import Any
 import numpy as np
 
 from distill_ray.config.serve import CalibrateConfig, PricesConfig
-from distill_ray.serving.bundle import NEVER
-from distill_ray.serving.curve import curve_points
-from distill_ray.serving.decision import DecisionModel, features_of, sigmoid
-from distill_ray.serving.embedder import Embedder
-from distill_ray.serving.features import marks_of, mismatch
-from distill_ray.serving.fitting import (
+from distill_ray.serving.calibration.curve import curve_points
+from distill_ray.serving.calibration.fitting import (
     NUM_FOLDS,
     Fitted,
     fit_decision,
@@ -35,7 +31,7 @@ from distill_ray.serving.fitting import (
     split_groups,
     spread_outcomes,
 )
-from distill_ray.serving.guarantee import (
+from distill_ray.serving.calibration.guarantee import (
     Count,
     expected_p_value,
     interval,
@@ -44,9 +40,13 @@ from distill_ray.serving.guarantee import (
     num_passing,
     upper_bound,
 )
-from distill_ray.serving.index import NearestIndex
-from distill_ray.serving.polarity import PAIRS
-from distill_ray.serving.router import Decision, Guard, Reason, weigh
+from distill_ray.serving.calibration.polarity import PAIRS
+from distill_ray.serving.routing.bundle import NEVER
+from distill_ray.serving.routing.decision import DecisionModel, features_of, sigmoid
+from distill_ray.serving.routing.embedder import Embedder
+from distill_ray.serving.routing.features import marks_of, mismatch
+from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.router import Decision, Guard, Reason, weigh
 
 SHARES = (0.3, 0.5, 0.2)  # of fit, select, report
 FIT, SELECT, REPORT = range(3)

@@ -21,7 +21,7 @@ import onnxruntime
 import tokenizers
 
 from distill_ray.errors import EmbedderError
-from distill_ray.serving.embedder_model import ModelFiles, TextEmbedder
+from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder
 
 FORMAT = 1  # of the folder; another one is made anew
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that a tokenizer can fill

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError
-from distill_ray.serving.store.base import ALL, Deletion, PairStore, Selection
+from distill_ray.serving.collecting.store.base import ALL, Deletion, PairStore, Selection
 
 __all__ = ["ALL", "Deletion", "PairStore", "Selection", "make_store"]
 
@@ -26,7 +26,7 @@ def make_store(config: StoreConfig, folder: str | Path) -> PairStore:
 
 
 def _lance(config: StoreConfig, folder: str | Path) -> PairStore:
-    from distill_ray.serving.store.lance import LanceStore
+    from distill_ray.serving.collecting.store.lance import LanceStore
 
     return LanceStore(config.url or str(Path(folder) / "pairs"), config.collection)
 
@@ -34,7 +34,7 @@ def _lance(config: StoreConfig, folder: str | Path) -> PairStore:
 def _qdrant(config: StoreConfig, folder: str | Path) -> PairStore:
     from qdrant_client import QdrantClient
 
-    from distill_ray.serving.store.qdrant import QdrantStore
+    from distill_ray.serving.collecting.store.qdrant import QdrantStore
 
     del folder
     if config.url is None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_ray.errors import ConfigError, DistillError
-from distill_ray.serving.store.base import PairStore, Selection
+from distill_ray.serving.collecting.store.base import PairStore, Selection
 
 FORMATS = ("messages", "parquet")
 ROLES = ("system", "developer", "user", "assistant")

@@ -24,8 +24,8 @@ import fsspec
 import pyarrow as pa
 
 from distill_ray.errors import StoreError
-from distill_ray.serving.pairs import PAIR_SCHEMA
-from distill_ray.serving.store.base import Deletion, PairStore, Selection, newest_batch
+from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
+from distill_ray.serving.collecting.store.base import Deletion, PairStore, Selection, newest_batch
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from distill_ray.config import load_config
 from distill_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distill_ray.serving.store import PairStore
+    from distill_ray.serving.collecting.store import PairStore
 
 pairs_app = typer.Typer(
     name="pairs",
@@ -53,7 +53,7 @@ def list_pairs(
 
     Example: `distill-ray pairs list config.yaml --owner shop --limit 5`
     """
-    from distill_ray.serving.store import ALL, Selection
+    from distill_ray.serving.collecting.store import ALL, Selection
 
     store = _store(config, overrides)
     where = Selection(owner=owner, contains=contains, indexed=indexed)
@@ -87,8 +87,8 @@ def export_pairs(
 
     Example: `distill-ray pairs export config.yaml pairs.parquet --format parquet`
     """
-    from distill_ray.serving.pairs_export import export_pairs as run_export
-    from distill_ray.serving.store import Selection
+    from distill_ray.serving.collecting.pairs_export import export_pairs as run_export
+    from distill_ray.serving.collecting.store import Selection
 
     where = Selection(owner=owner, contains=contains, indexed=indexed)
     num_written, num_left_out = run_export(_store(config, overrides), out, format, where)
@@ -110,7 +110,7 @@ def delete_pairs(
 
     Example: `distill-ray pairs delete config.yaml --contains "Jane Doe" --dry-run`
     """
-    from distill_ray.serving.store import ALL, Selection
+    from distill_ray.serving.collecting.store import ALL, Selection
 
     where = Selection(ids=tuple(ids) if ids else None, owner=owner, contains=contains)
     if where == ALL or "" in (owner, contains):
@@ -124,8 +124,8 @@ def delete_pairs(
 
 
 def _store(config: Path, overrides: list[str] | None) -> PairStore:
+    from distill_ray.serving.collecting.store import make_store
     from distill_ray.serving.names import service_folder
-    from distill_ray.serving.store import make_store
 
     loaded = load_config(config, overrides or [])
     return make_store(loaded.serve.collect.store, service_folder(loaded))
@@ -138,7 +138,7 @@ def _show(record: dict[str, Any], show_text: bool) -> None:
     owner, teacher = _printable(record["owner"]), _printable(record["teacher"])
     console.print(f"{record['pair_id']}  {when}  {owner}  {teacher}  {tokens}  {mark}")
     if show_text:
-        from distill_ray.serving.pairs_export import conversation
+        from distill_ray.serving.collecting.pairs_export import conversation
 
         for message in conversation(record):
             said = [message.get("content"), message.get("tool_calls")]

@@ -20,7 +20,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from distill_ray.pipeline.planning.planner import normalise
-from distill_ray.serving.decision import NUM_FEATURES, DecisionModel, Kind, folded
+from distill_ray.serving.routing.decision import NUM_FEATURES, DecisionModel, Kind, folded
 
 NEAR_DUPLICATE = 0.8  # Jaccard index of the sets of runs of four characters
 SHINGLE = 4

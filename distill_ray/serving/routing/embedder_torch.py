@@ -14,8 +14,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from distill_ray.errors import EmbedderError
-from distill_ray.serving.embedder_model import ModelFiles, TextEmbedder
-from distill_ray.serving.embedder_onnx import INPUTS, OUTPUT
+from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder
+from distill_ray.serving.routing.embedder_onnx import INPUTS, OUTPUT
 
 OPSET = 23  # the first in which attention is one operator: a quarter less time for long texts
 

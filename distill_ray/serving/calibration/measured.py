@@ -21,7 +21,7 @@ from distill_ray.pipeline.evaluate import answered_with, ask_student, teachers_a
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.records import Message, Row, row_from_record
-from distill_ray.serving.conversation import RequestKey, request_key
+from distill_ray.serving.routing.conversation import RequestKey, request_key
 
 COLUMNS = ["row_id", "example_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer"]
 MORE_ANSWERS = ("eval", "more_answers.json")  # of rows beyond `evaluate.max_rows`

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import regex
 
-from distill_ray.serving.lexicon import (
+from distill_ray.serving.routing.lexicon import (
     AXES,
     AXIS_STEMS,
     NEGATIONS,

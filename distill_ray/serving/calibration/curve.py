@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from distill_ray.config.serve import PricesConfig
-from distill_ray.serving.guarantee import Count, interval
+from distill_ray.serving.calibration.guarantee import Count, interval
 
 NUM_POINTS = 101
 Point = dict[str, float | None]

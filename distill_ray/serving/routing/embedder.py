@@ -22,8 +22,8 @@ import numpy as np
 
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import EmbedderError
-from distill_ray.serving.embedder_model import ModelFiles, find_model
-from distill_ray.serving.embedder_onnx import OnnxEmbedder, cache_folder, made_once
+from distill_ray.serving.routing.embedder_model import ModelFiles, find_model
+from distill_ray.serving.routing.embedder_onnx import OnnxEmbedder, cache_folder, made_once
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +71,13 @@ def load_embedder(config: EmbedderConfig) -> Embedder:
             if config.runtime == "onnx":
                 raise
             log.warning("embedder on torch, which is slower, because: %s", error)
-    from distill_ray.serving.embedder_torch import TorchEmbedder  # torch takes seconds to import
+    from distill_ray.serving.routing.embedder_torch import TorchEmbedder  # torch takes seconds to import
 
     return TorchEmbedder(model, batch_size=config.batch_size, threads=config.threads)
 
 
 def _make_onnx(model: ModelFiles, folder: Path) -> None:
-    from distill_ray.serving.embedder_torch import TorchEmbedder
+    from distill_ray.serving.routing.embedder_torch import TorchEmbedder
 
     original = TorchEmbedder(model, batch_size=len(COMPARED))
     original.export(folder)

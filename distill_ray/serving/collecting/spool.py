@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill_ray.errors import SpoolError, SpoolFull
-from distill_ray.serving.pairs import Pair, pair_from_json, pair_to_json
+from distill_ray.serving.collecting.pairs import Pair, pair_from_json, pair_to_json
 
 SUFFIX = ".spool"
 FILES_PER_SPOOL = 8  # disk space comes back a file at a time
