@@ -24,7 +24,7 @@ quickstart: install
 	$(BIN)/distill-ray demo
 
 test: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --durations=30
 
 check: install
 	$(BIN)/ruff check .

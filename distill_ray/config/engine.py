@@ -81,6 +81,11 @@ class Replicas(Config):
     min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _ordered(self) -> Replicas:
         if self.min > self.max:
@@ -121,11 +126,6 @@ class BaseEngineConfig(Config):
     def capabilities(self) -> frozenset[str]:
         """What this engine can do: answer (`generate`), and perhaps `top_logprobs`, `structured`, `score`."""
         return frozenset({"generate"})
-
-    @field_validator("replicas", mode="before")
-    @classmethod
-    def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:
-        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class _LocalModel(BaseEngineConfig):

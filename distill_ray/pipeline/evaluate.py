@@ -10,6 +10,8 @@ answers under it. What the figures mean is in `scoring.py`; this module only run
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -68,7 +70,7 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
     seconds = {"evaluate": round(time.monotonic() - started, 2)}
-    folder.update_manifest({"seconds": seconds, "evaluated_student": trained_fingerprint(folder)})
+    folder.update_manifest({"seconds": seconds, "answered_with": answered_with(config, folder)})
     write_report(folder, config)
     return metrics
 
@@ -182,6 +184,13 @@ def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[li
     with connected(), Progress("ask the student", total=len(rows), unit="answers") as progress:
         _answer(student_engine(config, folder), folder, rows, "student_after", progress)
     return [row["student_after"] for row in rows]
+
+
+def answered_with(config: RunConfig, folder: RunFolder) -> str:
+    """Hash of what decides the trained student's answers, to tell later whether they are of this very student."""
+    engine = student_engine(config, folder)
+    parts = [trained_fingerprint(folder), engine.type, engine.sampling.model_dump(mode="json")]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:

@@ -6,7 +6,7 @@
     calls/00000.parquet     ledger of finished teacher calls (calls/00000/*.arrow while a partition is open)
     examples/00000.parquet  rejects/00000.parquet  done/00000.json
     train/                  tokens, rejects of the training stage
-    checkpoints/  student/  eval/  logs/
+    checkpoints/  student/  eval/  bundle/  logs/
 
 A file appears whole or not at all: written under a temporary name and renamed on a local disk, one PUT on a store.
 """

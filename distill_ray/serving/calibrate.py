@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from distill_ray.errors import BundleError, ConfigError, DistillError, RowError
 from distill_ray.models import ChatTokenizer, is_encoder_decoder, prompts_of
 from distill_ray.pipeline.evaluate import require_these_examples, student_engine
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.recipes import Recipe, make_recipe
 from distill_ray.records import Message, Row
@@ -48,6 +50,7 @@ from distill_ray.serving.study import Study, Vectors, study
 
 SENTINEL = "the Query itself 4f1c"
 FOLDER = "bundle"  # of the run
+EMBEDDED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def calibrate(config: RunConfig, folder: RunFolder) -> Calibrated:
     require_current_student(config, folder)
     trained = trained_requests(config, folder)
     split, measured = measured_requests(config, folder)
-    embedder = load_embedder(config.serve.embedder)
+    embedder = load_embedder(config.serve.embedder.model_copy(update={"threads": os.cpu_count() or 1}))
     good = outcomes(config, folder, measured, embedder)
     student = folder.local("student")
     spec = _student_spec(config, folder, form)
@@ -241,7 +244,12 @@ def _is_short(key: RequestKey, embedder: Embedder) -> bool:
 
 def _vectors(keys: Sequence[RequestKey], embedder: Embedder) -> Vectors:
     texts = [key.text for key in keys]
-    vectors_ND = embedder.embed(texts) if texts else np.empty((0, embedder.dim), dtype=np.float32)
+    vectors_ND = np.empty((len(texts), embedder.dim), dtype=np.float32)
+    with Progress("embed", total=len(texts), unit="requests") as progress:
+        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+            part = slice(start, start + EMBEDDED_AT_ONCE)
+            vectors_ND[part] = embedder.embed(texts[part])
+            progress.update(min(part.stop, len(texts)))
     return Vectors(texts, [key.fingerprint for key in keys], vectors_ND)
 
 

@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
-from distill_ray.pipeline.evaluate import ask_student, teachers_answer
+from distill_ray.pipeline.evaluate import answered_with, ask_student, teachers_answer
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.planner import reference_of
-from distill_ray.pipeline.training.train import trained_fingerprint
 from distill_ray.records import Message, Row, row_from_record
 from distill_ray.serving.conversation import RequestKey, request_key
 
 COLUMNS = ["row_id", "example_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer"]
+MORE_ANSWERS = ("eval", "more_answers.json")  # of rows beyond `evaluate.max_rows`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,12 @@ def measured_requests(config: RunConfig, folder: RunFolder) -> tuple[str, list[M
             f"{folder.root}: no test row has a teacher answer, so nothing shows how good the student is; raise "
             "data.holdout or give data.test, and run again"
         )
-    known = _known_answers(folder)
+    known = _known_answers(config, folder)
     missing = [row for row in rows if row.row_id not in known]
     if missing:
         answers = ask_student(config, folder, [examples[row.row_id]["messages"] for row in missing])
         known |= {row.row_id: answer for row, answer in zip(missing, answers, strict=True)}
+        folder.write_json({"answered_with": answered_with(config, folder), "answers": known}, *MORE_ANSWERS)
     ignore = config.serve.fingerprint.ignore
     return split, [
         Measured(
@@ -105,14 +106,17 @@ def asked(row: Row) -> list[Message]:
     return [*row.history, {"role": "user", "content": row.query}]
 
 
-def _known_answers(folder: RunFolder) -> dict[str, str]:
-    """Row id -> the student's answer, as `evaluate` got it; none if the student was trained anew since."""
-    is_current = folder.manifest().get("evaluated_student") == trained_fingerprint(folder) is not None
-    if not is_current or not folder.exists("eval", "predictions.parquet"):
-        return {}
-    table = folder.read_table("eval", "predictions.parquet", columns=["row_id", "student_after"])
-    answers = zip(table["row_id"].to_pylist(), table["student_after"].to_pylist(), strict=True)
-    return {row_id: answer for row_id, answer in answers if answer is not None}
+def _known_answers(config: RunConfig, folder: RunFolder) -> dict[str, str]:
+    """Row id -> this very student's answer, as `evaluate` got it, or a calibration before this one."""
+    known: dict[str, str | None] = {}
+    current = answered_with(config, folder)
+    if folder.manifest().get("answered_with") == current and folder.exists("eval", "predictions.parquet"):
+        table = folder.read_table("eval", "predictions.parquet", columns=["row_id", "student_after"])
+        known = dict(zip(table["row_id"].to_pylist(), table["student_after"].to_pylist(), strict=True))
+    if folder.exists(*MORE_ANSWERS):
+        more = folder.read_json(*MORE_ANSWERS)
+        known |= more["answers"] if more["answered_with"] == current else {}
+    return {row_id: answer for row_id, answer in known.items() if answer is not None}
 
 
 def _examples(folder: RunFolder, split: str) -> dict[str, dict[str, Any]]:

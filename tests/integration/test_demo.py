@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from distill_ray.demo.prepare import prepare_demo
 from distill_ray.pipeline.ask import stream_answer
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.run import run, stored_config
 from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
+from distill_ray.serving.bundle import NEVER
 from distill_ray.serving.bundles import Bundles
 from distill_ray.serving.calibrate import calibrate
 from distill_ray.serving.conversation import request_key
 from distill_ray.serving.embedder import load_embedder
 from distill_ray.serving.router import decide
+from tests.integration.running_service import Service, serving, until
 
 SETTINGS = [
     "train.workers=2",
@@ -154,7 +160,9 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     assert figures["pairs_good"] >= 380
     assert figures["share"] > 0.5
     assert figures["select"]["error_upper"] <= figures["error_budget"] == 0.05
+    asked_before = folder.read_bytes("eval", "more_answers.json")
     assert not calibrate(config, folder).is_new
+    assert folder.read_bytes("eval", "more_answers.json") == asked_before
 
     bundles = Bundles(tmp_path / "bundles")
     bundles.promote(bundles.install(found.folder))
@@ -172,4 +180,70 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     stronger = calibrate(stored_config(folder, ["calibrate.error_budget=0.001"]), folder)
     assert stronger.is_new
     assert stronger.manifest.version != found.manifest.version
-    assert "more pairs" in stronger.manifest.summary["why"]
+    assert stronger.manifest.threshold == NEVER, "400 pairs cannot show one in a thousand"
+
+
+def test_the_bundle_is_served_with_real_models_on_both_sides(
+    demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = demo_run
+    raw = yaml.safe_load(folder.read_bytes("config.yaml"))
+    raw["teacher"] |= {"cpus": 0.5}
+    raw["serve"] = {
+        "folder": str(tmp_path / "service"),
+        "student": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
+        "headers": True,
+    }
+    held_out = folder.read_table("eval", "predictions.parquet").to_pylist()[:20]
+    bundle = calibrate(stored_config(folder), folder).folder
+    with serving(tmp_path, raw, "--bundle", str(bundle)) as service:
+        until(lambda: service.status()["student_up"], 120)
+        _answers_what_it_was_trained_on(service, held_out)
+        _speaks_the_openai_api(service, held_out[0]["query"])
+        _survives_the_death_of_the_students_engine(service, held_out)
+
+
+def _answers_what_it_was_trained_on(service: Service, held_out: list[dict[str, Any]]) -> None:
+    answers = [service.ask(row["query"]) for row in held_out]
+    assert {answer.status_code for answer in answers} == {200}
+    routes = Counter(answer.headers["x-distill-route"] for answer in answers)
+    assert routes["student"] > len(answers) / 2, routes
+    said = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert sum(a == row["reference"] for a, row in zip(said, held_out, strict=True)) >= 0.85 * len(said)
+    other = service.ask("x", messages=[{"role": "system", "content": "Be rude."}, {"role": "user", "content": "Hi"}])
+    assert (other.headers["x-distill-route"], other.headers["x-distill-reason"]) == ("teacher", "other_fingerprint")
+
+
+def _speaks_the_openai_api(service: Service, query: str) -> None:
+    client = openai.OpenAI(base_url=service.url + "/v1", api_key="x", max_retries=0)
+    messages: Any = [{"role": "user", "content": query}]
+    for model in ("teacher", "student"):  # the teacher reasons first; what it comes to is what clients see
+        whole = client.chat.completions.create(model=model, messages=messages, temperature=0)
+        stream = client.chat.completions.create(model=model, messages=messages, temperature=0, stream=True)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert len(text) == 2
+        assert whole.usage is not None
+    ask: Any = partial(client.chat.completions.create, model="student", messages=messages)
+    several = ask(n=3, temperature=1.0, seed=1)
+    assert len(several.choices) == 3
+    assert [c.message.content for c in several.choices] == [
+        c.message.content for c in ask(n=3, temperature=1.0, seed=1).choices
+    ]
+    logprobs = ask(logprobs=True, top_logprobs=2, max_tokens=2).choices[0].logprobs.content
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in logprobs)
+    assert ask(max_tokens=1).choices[0].finish_reason == "length"
+    constrained = ask(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["ok"]}}})
+    assert constrained.choices[0].message.content == '"ok"'
+    for wrong in ({"max_tokens": 10**6}, {"tools": [{"type": "function", "function": {"name": "f"}}]}):
+        with pytest.raises(openai.BadRequestError):
+            ask(**wrong)
+
+
+def _survives_the_death_of_the_students_engine(service: Service, held_out: list[dict[str, Any]]) -> None:
+    [student] = service.replicas("demo-student")
+    for engine in student.children(recursive=True):
+        engine.kill()
+    answers = [service.ask(row["query"]) for row in held_out]
+    assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+    assert answers[-1].headers["x-distill-route"] == "teacher"

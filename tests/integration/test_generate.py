@@ -21,7 +21,7 @@ from rich.console import Console
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, EngineUnavailable, TooManyRejects
 from distill_ray.pipeline.check import check
-from distill_ray.pipeline.evaluate import _require_these_examples
+from distill_ray.pipeline.evaluate import require_these_examples
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 from distill_ray.pipeline.preview import preview
@@ -288,11 +288,11 @@ def test_a_generation_that_is_stopped_leaves_no_figures_of_an_earlier_one(tmp_pa
     assert manifest["generation_complete"] is False
     assert "rows_in" not in manifest
     with pytest.raises(ConfigError, match="generated with another recipe, teacher or data"):
-        _require_these_examples(config_of(source), folder)
+        require_these_examples(config_of(source), folder)
     write_report(folder, config_of(source))
     assert "stopped before its end" in folder.read_bytes("report.md").decode()
     assert generate(config_of(source), folder).rows_in == 10
-    _require_these_examples(config_of(source), folder)
+    require_these_examples(config_of(source), folder)
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"rows_sha": "x"}'])

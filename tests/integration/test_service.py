@@ -1,0 +1,292 @@
+"""The service as real processes: `distill-ray serve` with two routers, a keeper, a student; the teacher is a scripted
+HTTP server, so that it can be made to fail. Everything that can be killed is killed, under load.
+
+With real vLLM models behind it: test_service_vllm.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pyarrow as pa
+import pytest
+
+from distill_ray.config import SamplingConfig
+from distill_ray.config.serve import EmbedderConfig
+from distill_ray.serving.bundle import ENTRIES_SCHEMA, PromptForm, StudentSpec, write_bundle
+from distill_ray.serving.bundles import Bundles
+from distill_ray.serving.conversation import request_key
+from distill_ray.serving.embedder import load_embedder
+from distill_ray.serving.index import NearestIndex
+from tests.integration.running_service import Service, serving, until
+from tests.unit.scripted_server import Reply, ScriptedServer
+from tests.unit.small_bundle import REQUESTS, body, manifest
+
+UNLIKE = "Explain the French revolution to a child of number"
+ONE, TWO = "aaaaaaaaaaa1", "aaaaaaaaaaa2"
+
+
+def make_bundle(folder: Path, version: str) -> Path:
+    """A bundle with the real embedder. Its student is asked with its version in front."""
+    embedder = load_embedder(EmbedderConfig())
+    fingerprints = [request_key(body(text), []).fingerprint for text in REQUESTS]
+    student = folder.parent / "weights"
+    student.mkdir(parents=True, exist_ok=True)
+    (student / "config.json").write_text("{}")
+    columns = {
+        "example_id": [f"r{n}" for n in range(len(REQUESTS))],
+        "text": REQUESTS,
+        "fingerprint": fingerprints,
+        "outcome": pa.array([1.0] * len(REQUESTS), pa.float32()),
+    }
+    spec = StudentSpec(kind="full", sampling=SamplingConfig(temperature=0.0), form=PromptForm(prefix=f"{version} "))
+    return write_bundle(
+        folder,
+        manifest(version=version, embedder_identity=embedder.identity, student=spec, far=0.3),
+        student=student,
+        index=NearestIndex.build(embedder.embed(REQUESTS), fingerprints),
+        entries=pa.table(columns).cast(ENTRIES_SCHEMA),
+        reports={"curve.json": b"{}"},
+    )
+
+
+def streaming_teacher(sent: dict[str, Any]) -> Reply:
+    """Answers, whole or as a stream."""
+    said = "teacher: " + sent["messages"][-1]["content"]
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    if not sent.get("stream"):
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        head = {"id": "x", "object": "chat.completion", "created": 1, "model": "big"}
+        return Reply(body={**head, "choices": [choice], "usage": usage})
+    head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "big"}
+    chunks: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}]}
+        for word in said.split()
+    ]
+    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks.append({**head, "choices": [], "usage": usage})
+    text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    return Reply(body=text, headers={"content-type": "text/event-stream"})
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("house")
+    bundle = make_bundle(folder / "bundle-one", ONE)
+    with ScriptedServer(chat=streaming_teacher) as teacher:
+        raw = {
+            "name": "house",
+            "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
+            "data": {"source": "unused.jsonl"},
+            "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
+            "serve": {
+                "folder": str(folder / "service"),
+                "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
+                "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
+                "headers": True,
+                "collect": {"flush_s": 0.5},
+            },
+        }
+        with serving(folder, raw, "--bundle", str(bundle)) as running:
+            running.teacher = teacher
+            until(lambda: running.status()["student_up"])
+            until(lambda: running.status()["num_routers"] == 2)
+            yield running
+
+
+@dataclass
+class Load:
+    """Clients that ask all the time, about half of it for the student."""
+
+    service: Service
+    answers: list[httpx.Response | Exception] = field(default_factory=list)
+    stop: bool = False
+
+    def run(self, number: int) -> None:
+        n = number
+        while not self.stop:
+            text = REQUESTS[n % len(REQUESTS)] if n % 2 else f"{UNLIKE} {n}"
+            try:
+                self.answers.append(self.service.ask(text))
+            except httpx.HTTPError as error:
+                self.answers.append(error)
+            n += 4
+
+    @contextmanager
+    def going_on(self, num_clients: int = 4) -> Iterator[Load]:
+        threads = [threading.Thread(target=self.run, args=(n,)) for n in range(num_clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self.stop = True
+            for thread in threads:
+                thread.join()
+
+    def outcomes(self) -> Counter[str]:
+        return Counter(
+            f"{answer.status_code} {answer.headers.get('x-distill-route')} {answer.headers.get('x-distill-reason')}"
+            if isinstance(answer, httpx.Response)
+            else type(answer).__name__
+            for answer in self.answers
+        )
+
+    def failed(self) -> list[Any]:
+        return [a for a in self.answers if not isinstance(a, httpx.Response) or a.status_code != 200]
+
+
+def says(response: httpx.Response) -> str:
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_trained_requests_go_to_the_student_and_the_rest_to_the_teacher_with_the_context(service: Service) -> None:
+    student, teacher = service.ask(REQUESTS[0]), service.ask(UNLIKE)
+    assert says(student) == f"{ONE} {REQUESTS[0]}"
+    assert student.headers["x-distill-route"] == "student"
+    assert says(teacher) == f"teacher: {UNLIKE}"
+    assert teacher.headers["x-distill-route"] == "teacher"
+    assert service.teacher.chats[-1]["messages"][0] == {"role": "system", "content": "You are a home assistant."}
+    client = openai.OpenAI(base_url=service.url + "/v1", api_key="x")
+    stream = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": UNLIKE}], stream=True)
+    assert "".join(p.choices[0].delta.content or "" for p in stream if p.choices).strip() == f"teacher: {UNLIKE}"
+
+
+def test_teachers_answers_reach_the_store_once_and_can_be_deleted(service: Service) -> None:
+    texts = [f"{UNLIKE} to keep {n}" for n in range(5)]
+    for text in [*texts, *texts, REQUESTS[1]]:
+        assert service.ask(text).status_code == 200
+
+    def stored() -> list[str]:
+        listed = service.command("pairs", "list", str(service.config), "--contains", "to keep")
+        return [line for line in listed.splitlines() if "anybody" in line]
+
+    until(lambda: len(stored()) == 5, 60)
+    service.command("pairs", "delete", str(service.config), "--contains", "to keep 3")
+    assert len(stored()) == 4
+    no = httpx.post(
+        service.url + "/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": f"{UNLIKE} not to keep this"}]},
+        headers={"x-distill-collect": "no"},
+    )
+    assert no.status_code == 200
+    assert service.status()["figures"]["pairs"]["opted_out"] >= 1
+
+
+def test_a_student_that_is_killed_costs_nobody_an_answer_and_comes_back(service: Service) -> None:
+    with Load(service).going_on() as load:
+        time.sleep(1)
+        [student] = service.replicas("house-student")
+        student.kill()
+        until(lambda: service.replicas("house-student") not in ([], [student]), 60)
+        time.sleep(1)
+        until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student", 60)
+    assert not load.failed(), load.outcomes()
+    assert load.outcomes()["200 student good"] > 0
+    assert any("student_" in outcome for outcome in load.outcomes()), load.outcomes()
+
+
+def test_a_student_that_stalls_costs_nobody_an_answer(service: Service) -> None:
+    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)), 60)
+    [student] = service.replicas("house-student")
+    student.suspend()
+    try:
+        slow = [service.ask(REQUESTS[0]) for _ in range(3)]
+    finally:
+        student.resume()
+    assert {(answer.status_code, answer.headers["x-distill-route"]) for answer in slow} == {(200, "teacher")}
+    assert slow[0].headers["x-distill-reason"] == "student_timeout"
+    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)), 60)
+
+
+def test_a_teacher_that_is_down_is_503_and_the_student_goes_on(service: Service) -> None:
+    service.teacher.chat = lambda sent: Reply(close=True)
+    try:
+        down = service.ask(UNLIKE)
+        assert (down.status_code, down.headers["retry-after"]) == (503, "5")
+        assert down.json()["error"]["code"] == "teacher_down"
+        assert service.ask(REQUESTS[0]).status_code == 200
+    finally:
+        service.teacher.chat = streaming_teacher
+
+
+def test_a_router_that_is_killed_leaves_the_others(service: Service) -> None:
+    victim = service.replicas("house:router")[0]
+    with Load(service).going_on() as load:
+        time.sleep(1)
+        victim.kill()
+        time.sleep(5)
+    failed = load.failed()
+    assert len(failed) <= 4, load.outcomes()  # what it was answering itself: one for each client at most
+    assert len(load.answers) > 20
+    until(lambda: len(service.replicas("house:router")) == 2, 60)
+
+
+def test_without_its_keeper_the_service_answers_and_collects(service: Service) -> None:
+    [keeper] = service.replicas("house:keeper")
+    keeper.kill()
+    with Load(service).going_on() as load:
+        assert service.ask(f"{UNLIKE} while the keeper is away").status_code == 200
+        until(lambda: service.replicas("house:keeper"), 60)
+    assert not load.failed(), load.outcomes()
+
+    def stored() -> bool:
+        return "anybody" in service.command("pairs", "list", str(service.config), "--contains", "keeper is away")
+
+    until(stored, 60)
+
+
+def test_a_bundle_is_changed_and_gone_back_from_under_load_without_a_gap_or_a_mixed_answer(
+    service: Service, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle-two", TWO)
+
+    def serves(version: str) -> bool:
+        seen = {service.ask(REQUESTS[0]).headers["x-distill-bundle"] for _ in range(6)}
+        return seen == {version} and service.ask(REQUESTS[0]).headers["x-distill-route"] == "student"
+
+    with Load(service).going_on() as load:
+        service.command("promote", str(service.config), str(bundle))
+        until(lambda: serves(TWO))
+        assert Bundles(service.folder / "service" / "bundles").current() == TWO
+        service.command("rollback", str(service.config))
+        until(lambda: serves(ONE))
+    assert not load.failed(), load.outcomes()
+    versions = Counter[str]()
+    for answer in load.answers:
+        assert isinstance(answer, httpx.Response)
+        if answer.headers["x-distill-route"] != "student":
+            continue
+        version = answer.headers["x-distill-bundle"]
+        assert says(answer).startswith(f"{version} ")  # the index's side of it
+        assert answer.json()["system_fingerprint"] == f"house-student-{version}"  # the student's side
+        versions[version] += 1
+    assert set(versions) == {ONE, TWO}
+
+
+def test_a_damaged_bundle_stays_out_of_service(service: Service, tmp_path: Path) -> None:
+    installed = service.folder / "service" / "bundles" / "aaaaaaaaaaa3"
+    shutil.copytree(make_bundle(tmp_path / "bundle-three", "aaaaaaaaaaa3"), installed)
+    pointer = service.folder / "service" / "bundles" / "current.json"
+    before = pointer.read_text()
+    (installed / "entries.arrow").write_bytes(b"damaged")
+    versions = [*json.loads(before)["versions"], "aaaaaaaaaaa3"]
+    try:
+        pointer.write_text(json.dumps({"version": versions[-1], "versions": versions}))  # as nobody should
+        time.sleep(3)
+        assert service.ask(REQUESTS[0]).headers["x-distill-bundle"] == ONE
+        until(lambda: service.status()["figures"]["errors"].get("bundle"), 30)
+    finally:
+        pointer.write_text(before)
+    until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student")
