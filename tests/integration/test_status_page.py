@@ -266,7 +266,7 @@ def test_a_state_is_said_in_words(
     assert TRAINED in page.text("recent")  # the other parts are there
 
 
-def test_a_service_that_is_gone_is_said_to_be_and_comes_back(page: Page, service: Running) -> None:
+def test_a_service_that_is_gone_is_said_to_be_and_what_was_known_stays(page: Page, service: Running) -> None:
     page.may_fail = True  # the browser reports connections that were refused
     ask(service, TRAINED)
     page.open()
@@ -280,7 +280,7 @@ def test_a_service_that_is_gone_is_said_to_be_and_comes_back(page: Page, service
     page.shows("decision", "no connection")
 
 
-def test_a_service_that_fails_is_no_blank_page(page: Page, service: Running) -> None:
+def test_a_service_that_fails_is_no_blank_page_and_comes_back(page: Page, service: Running) -> None:
     page.may_fail = True
 
     async def broken() -> dict[str, Any]:
