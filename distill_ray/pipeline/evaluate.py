@@ -28,7 +28,7 @@ from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
 from distill_ray.models import is_encoder_decoder, prompts_of
-from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
+from distill_ray.pipeline.cluster import connected, default_gpus, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
@@ -240,7 +240,8 @@ def _answer(
         # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
         ours = own_error(error)
         if ours is None:
-            raise DistillError(f"evaluation failed inside Ray: {error}; see {folder.root}/logs") from error
+            where = keep_traceback(error, folder)
+            raise DistillError(f"evaluation failed inside Ray: {raised_by(error)}; {where}") from error
         raise ours from None
 
 
@@ -292,7 +293,7 @@ def _score(
             )
         )
     except ray.exceptions.RayError as error:
-        raise own_error(error) or DistillError(f"scoring failed inside Ray: {error}") from None
+        raise own_error(error) or DistillError(f"scoring failed inside Ray: {raised_by(error)}") from None
     for row, loss in zip(rows, losses, strict=True):
         row[name] = float(loss)
 
