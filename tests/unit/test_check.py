@@ -113,6 +113,10 @@ def named(value: Any, models: dict[str, str]) -> Any:
             {"teacher": {"type": "openai", "model": "gpt", "sampling": {"top_logprobs": 21}}},
             "teacher: sampling.top_logprobs is 21, and OpenAI's API gives 20 at most",
         ),
+        (
+            {"teacher": {**SOFT, "sampling": {"top_logprobs": 4097}}},
+            "teacher.sampling.top_logprobs: 4097, and demo has a vocabulary of 4096 tokens; lower it",
+        ),
         ({"teacher": {"type": "hf", "sampling": {"top_logprobs": 5}}}, "the `hf` engine cannot do this"),
         ({"train": TOPK}, "set teacher.sampling.top_logprobs"),
         ({"train": TOPK, "teacher": SOFT, "student": {"model": "OTHER"}}, "needs one tokenizer for both"),
@@ -220,6 +224,13 @@ def test_a_run_checks_teacher_and_reward_before_it_pays(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no label 'great'"):
         run(parse_config(raw), RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run" / "calls").exists()
+
+
+def test_all_of_a_models_vocabulary_may_be_asked_for() -> None:
+    teacher = {**SOFT, "sampling": {"top_logprobs": 4096}}
+    config = parse_config({"recipe": CONTEXT, "data": {"source": "x.jsonl"}, "teacher": teacher})
+    [line] = check_teacher(config)
+    assert "tokenizer and chat template" in line
 
 
 def test_a_server_that_allows_more_log_probabilities_may_be_asked_for_them() -> None:
