@@ -152,8 +152,8 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
     """Which label the student learns: the data's own, or the teacher's where there is none."""
 
     mode: Literal["task_prefix", "standard", "single"] = "task_prefix"
-    """task_prefix: label and rationale as two tasks. standard: the label only, without a prefix. single: rationale
-    and label in one answer."""
+    """task_prefix: label and rationale as two tasks. standard: the label only, without a prefix; with gold labels
+    nobody is asked and no rationale is read. single: rationale and label in one answer."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the label's loss; the rationale's is 1 - alpha. For `task_prefix`."""
@@ -174,9 +174,14 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
         return self
 
     @property
+    def learns_gold_only(self) -> bool:
+        """Whether all that is learnt is the data's own labels: then there is no teacher's answer, nor a use for one."""
+        return self.mode == "standard" and self.label_source == "gold"
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether the teacher is asked for anything."""
-        return self.rationale_column is None
+        return self.rationale_column is None and not self.learns_gold_only
 
 
 CRITIQUE_REQUEST = (

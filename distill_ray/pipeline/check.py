@@ -116,7 +116,10 @@ def _problems(folder: RunFolder) -> tuple[int, str]:
 
 
 def check_teacher(config: RunConfig) -> Iterator[str]:
-    """Whether it can be asked. Raises ConfigError."""
+    """Whether it can be asked, where it is asked for anything. Raises ConfigError."""
+    if not config.asks_teacher:
+        yield "teacher: nobody is asked"
+        return
     yield f"teacher {_check_engine(config.teacher, 'teacher')}"
 
 

@@ -129,12 +129,17 @@ def engine_resources(config: RunConfig) -> dict[str, Any]:
         ConfigError: this machine has not got it.
     """
     teacher = config.teacher
-    num_gpus = teacher.num_gpus
+    num_gpus = teacher_gpus(config)
     each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
     require_resources("teacher.replicas", teacher.replicas.min, each)
     if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
         return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
     return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
+
+
+def teacher_gpus(config: RunConfig) -> int:
+    """GPUs of one engine: none for a teacher that is named and not asked, as nothing of it is loaded."""
+    return config.teacher.num_gpus if config.asks_teacher else 0
 
 
 def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _held_out_rows(
                     "row_id": row.row_id,
                     "query": row.query,
                     # From the row itself: `evaluate.reference` may be set after generating.
-                    "reference": reference_of(row.columns, config.evaluate.reference),
+                    "reference": reference_of(row.columns, config.evaluate.reference) or _gold(config, example),
                     "teacher_answer": teachers_answer(config, example),
                     "draft": example["draft"],
                     "messages": example["messages"],
@@ -149,9 +149,18 @@ def _held_out_rows(
     return rows[:most], unanswered
 
 
+def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
+    """The label to learn, where no teacher was asked: what is right is known then, whatever the config names."""
+    is_gold = isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
+    return example["completion"] if is_gold else None
+
+
 def teachers_answer(config: RunConfig, example: Mapping[str, Any]) -> str:
-    """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label."""
-    if isinstance(config.recipe, StepByStepRecipeConfig):
+    """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label.
+
+    Where nothing but gold labels is learnt, the label stands for it.
+    """
+    if isinstance(config.recipe, StepByStepRecipeConfig) and not config.recipe.learns_gold_only:
         return example["teacher_answer"] or ""
     return example["completion"] if example["teacher_answer"] is None else example["teacher_answer"]
 

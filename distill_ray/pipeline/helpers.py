@@ -22,7 +22,7 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output, require_resources
+from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output, require_resources, teacher_gpus
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
@@ -65,7 +65,7 @@ def require_helpers(config: RunConfig) -> None:
     teacher = config.teacher
     together = {
         "CPU": ("the CPUs of both", replicas * cpus + teacher.replicas.min * teacher.cpus),
-        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher.num_gpus)),
+        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher_gpus(config))),
     }
     require_resources(f"teacher beside {key}", 1, together)
 

@@ -18,6 +18,7 @@ from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
 from distill_ray.pipeline.check import check, check_reward, check_teacher
+from distill_ray.pipeline.cluster import engine_resources
 
 JUDGE = {"type": "judge"}
 CONTEXT = {"type": "context", "context": {"text": "Answer."}}
@@ -182,6 +183,32 @@ def test_check_says_what_it_found_of_a_reward(reward: dict[str, Any], line: str)
     assert list(check_teacher(config)) == ["teacher `fake`"]
     [found] = check_reward(config)
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {**STEP_BY_STEP, "rationale_column": "why"},
+        {**STEP_BY_STEP, "mode": "standard"},
+        {
+            "type": "self_critique",
+            "chains": {"draft": "a", "revision": "b", "reward_before": "c", "reward_after": "d"},
+        },
+    ],
+)
+def test_a_teacher_that_nobody_asks_needs_no_key_and_no_hardware(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    teacher = {"type": "openai", "model": "m"}
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": teacher})
+    assert list(check_teacher(config)) == ["teacher: nobody is asked"]
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster, whose size is not looked at")
+    there = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "vllm", "gpus": 8}})
+    assert engine_resources(there) == {"num_cpus": 1.0, "num_gpus": 0}
+    writes = {"type": "synthesize", "count": 1, "topics": ["a"]}
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
+        list(check_teacher(parse_config({"recipe": recipe, "data": writes, "teacher": teacher})))
 
 
 def test_a_broken_teacher_does_not_hide_a_broken_student_or_a_file_that_is_not_there(tmp_path: Path) -> None:
