@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill_ray.config import RunConfig
+from distill_ray.config import RunConfig, StepByStepRecipeConfig
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import confusion, exact_match, interval, metric_of, token_f1
 
@@ -73,6 +73,7 @@ def score_predictions(
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
         "recipe": config.recipe.type,
+        "gold_only": _gold_only(config),
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
@@ -86,7 +87,12 @@ def score_predictions(
         metrics["reward"] = rewards
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
-    return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
+    return metrics, [_prediction(config, row, gold) for row, gold in zip(scored, expected, strict=True)]
+
+
+def _gold_only(config: RunConfig) -> bool:
+    """Whether the data's own labels stand where a teacher's answers would."""
+    return isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
 
 
 def _expected(row: Mapping[str, Any]) -> str:
@@ -95,6 +101,8 @@ def _expected(row: Mapping[str, Any]) -> str:
 
 def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Against the references, on the rows that have one; None if none has."""
+    if _gold_only(config):
+        return None
     judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
     return _with_intervals(config, _compared(config, judged)) if judged else None
 
@@ -118,9 +126,10 @@ def _score_student(
         return None
     answers = [row[f"student_{when}"] or "" for row in rows]
     values = _compared(config, list(zip(answers, expected, strict=True)))
-    values["agreement"] = [
-        exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
-    ]
+    if not _gold_only(config):
+        values["agreement"] = [
+            exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
+        ]
     values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
     return _with_intervals(config, values)
 
@@ -147,14 +156,17 @@ def _with_interval(config: RunConfig, name: str, per_row: Sequence[float]) -> di
     return {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
 
 
-def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
+def _prediction(config: RunConfig, row: Mapping[str, Any], expected: str) -> dict[str, Any]:
     before, after = row["student_before"] or "", row["student_after"] or ""
     reference = row["reference"]
+    has_teacher = not _gold_only(config)
     computed = {
         "match": exact_match(after, expected),
         "match_before": exact_match(before, expected),
-        "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
-        "agreement": exact_match(after, row["teacher_answer"]),
+        "match_teacher": exact_match(row["teacher_answer"], reference)
+        if reference is not None and has_teacher
+        else None,
+        "agreement": exact_match(after, row["teacher_answer"]) if has_teacher else None,
         "token_f1": token_f1(after, expected),
     }
     return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}
