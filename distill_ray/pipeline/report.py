@@ -103,7 +103,10 @@ def _result(metrics: Mapping[str, Any]) -> str:
     notes = ["In brackets: 95 % interval, bootstrapped over rows."]
     notes += ["The student never sees the context."] if _has_context(metrics) else []
     notes += ["Loss: of the answers to learn under the student."]
-    if metrics.get("teacher") is None:
+    datas_own = metrics.get("num_rows_of_data_alone", 0)
+    if datas_own:
+        notes.append(f"{datas_own} rows have no rationale, so they are held against the data's own label alone.")
+    elif metrics.get("teacher") is None:
         notes.append("The data names no reference, so exact match is against the teacher's answer.")
     if tokens := metrics.get("completion_tokens"):
         notes.append(

@@ -30,7 +30,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("match", pa.float64()),  # of student_after with the reference, else with the teacher's answer
         ("match_before", pa.float64()),
         ("match_teacher", pa.float64()),  # null without a reference
-        ("agreement", pa.float64()),
+        ("agreement", pa.float64()),  # null where nobody but the data answered
         ("token_f1", pa.float64()),
         ("reward_draft", pa.float64()),
         ("reward_teacher", pa.float64()),
@@ -54,7 +54,8 @@ def score_predictions(
         rows: one per test row, with `row_id`, `query`, `reference`, `teacher_answer`, `student_before`,
             `student_after` (text or None), `loss_before`, `loss_after` (nats per token of the teacher's
             answer, or None), `prompt_tokens_before`, `prompt_tokens_after`. Other keys are ignored. A row
-            without a teacher's answer is left out and counted; a student without one is wrong.
+            without a teacher's answer is left out and counted; a student without one is wrong. Where `is_datas_own`
+            the data's own label stands in for the teacher, who is not measured by it.
 
     Returns:
         The content of `metrics.json`, and a record of `PREDICTION_SCHEMA` per scored row, in the order given.
@@ -69,12 +70,14 @@ def score_predictions(
             "raise data.holdout or give data.test"
         )
     expected = [_expected(row) for row in scored]
+    datas_own = sum(_is_datas_own(row) for row in scored)
     metrics: dict[str, Any] = {
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
         "recipe": config.recipe.type,
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
+        **({"num_rows_of_data_alone": datas_own} if datas_own else {}),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
     }
     explained = [row for row in scored if row.get("rationale_tokens") is not None]
@@ -93,9 +96,17 @@ def _expected(row: Mapping[str, Any]) -> str:
     return row["reference"] if row["reference"] is not None else row["teacher_answer"]
 
 
+def _is_datas_own(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("is_datas_own"))
+
+
 def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Against the references, on the rows that have one; None if none has."""
-    judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
+    judged = [
+        (row["teacher_answer"], row["reference"])
+        for row in rows
+        if row["reference"] is not None and not _is_datas_own(row)
+    ]
     return _with_intervals(config, _compared(config, judged)) if judged else None
 
 
@@ -119,7 +130,9 @@ def _score_student(
     answers = [row[f"student_{when}"] or "" for row in rows]
     values = _compared(config, list(zip(answers, expected, strict=True)))
     values["agreement"] = [
-        exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
+        exact_match(answer, row["teacher_answer"])
+        for answer, row in zip(answers, rows, strict=True)
+        if not _is_datas_own(row)
     ]
     values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
     return _with_intervals(config, values)
@@ -149,12 +162,12 @@ def _with_interval(config: RunConfig, name: str, per_row: Sequence[float]) -> di
 
 def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
     before, after = row["student_before"] or "", row["student_after"] or ""
-    reference = row["reference"]
+    reference = row["reference"] if not _is_datas_own(row) else None
     computed = {
         "match": exact_match(after, expected),
         "match_before": exact_match(before, expected),
         "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
-        "agreement": exact_match(after, row["teacher_answer"]),
+        "agreement": exact_match(after, row["teacher_answer"]) if not _is_datas_own(row) else None,
         "token_f1": token_f1(after, expected),
     }
     return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}

@@ -159,13 +159,13 @@ def test_a_reference_that_is_not_text_is_kept_as_json_text(bench: Bench) -> None
             '{"id": 1, "text": "a"}\n',
             {"recipe": {"query": "{{ txt }}"}},
             ConfigError,
-            "recipe.query: unknown column `txt`; the data has: id, text",
+            "recipe.query: unknown column `txt`; data.source has: id, text",
         ),
         (
             '{"text": "a"}\n',
             {"recipe": {"context": {"column": "rules"}}},
             ConfigError,
-            "recipe.context.column: unknown column `rules`; the data has: text",
+            "recipe.context.column: unknown column `rules`; data.source has: text",
         ),
         ('{"text": "a"}\n', {"data": {"id": "key"}}, ConfigError, "data.id: unknown column `key`"),
         (
@@ -192,7 +192,7 @@ def test_input_that_is_wrong_as_a_whole_stops_before_anything_is_written(
 
 def test_a_csv_file_without_a_header_is_told_so(bench: Bench) -> None:
     bench.write("q.csv", "1,Bonjour\n2,Hola\n")
-    with pytest.raises(ConfigError, match=r"the data has: 1, Bonjour .does the CSV file lack a header line"):
+    with pytest.raises(ConfigError, match=r"data.source has: 1, Bonjour .does the CSV file lack a header line"):
         bench.plan(data={"source": "q.csv"})
 
 

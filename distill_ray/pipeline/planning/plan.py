@@ -34,7 +34,7 @@ from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read
 from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
 from distill_ray.plugins import Group, packages
-from distill_ray.recipes.base import Recipe
+from distill_ray.recipes.base import LessWhenHeldOut, Recipe
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 
 MIN_PARTITIONS = 4
@@ -160,13 +160,20 @@ def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | No
     for column, key in _needed_columns(source, config, recipe).items():
         if readable and column not in known:
             hint = " (does the CSV file lack a header line?)" if source.files[0].format == "csv" else ""
-            raise ConfigError(f"{key}: unknown column `{column}`; the data has: {', '.join(known)}{hint}")
+            if source.held_out is not None and column in _files(config).alongside:
+                hint += ". data.alongside adds columns to data.source alone: put this one into the file itself"
+            elif source.held_out is not None and key.startswith("recipe.chains."):
+                hint += ". Its rows are compared with the chains, so they need the same columns as data.source"
+            raise ConfigError(f"{key}: unknown column `{column}`; {source.key} has: {', '.join(known)}{hint}")
     return itertools.chain(head, rows)
 
 
 def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[str, str]:
     """Columns that must be there -> the config key that says so."""
-    needed = dict(sorted(recipe.columns.items()))
+    columns = recipe.columns
+    if source.held_out is not None and isinstance(recipe, LessWhenHeldOut):
+        columns = recipe.columns_for(source.held_out)
+    needed = dict(sorted(columns.items()))
     if config.data.id is not None:
         needed.setdefault(config.data.id, "data.id")
     is_tested = source.held_out == "test" or (source.held_out is None and config.data.test is None)
