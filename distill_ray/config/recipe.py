@@ -255,7 +255,7 @@ class SelfCritiqueRecipeConfig(BaseRecipeConfig):
     """Read chains from columns instead of asking the teacher."""
 
     preference_pairs: bool = False
-    """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected)."""
+    """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected), where the reward rose."""
 
     refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; a draft or revision in which one is found is a reject (`refused`). [] turns this off."""
@@ -267,6 +267,11 @@ class SelfCritiqueRecipeConfig(BaseRecipeConfig):
             raise ValueError(
                 f"accept.type {self.accept.type} compares rewards: give `reward`, or `chains` with both reward "
                 "columns, or accept: {type: always}"
+            )
+        if self.preference_pairs and self.reward is None and not scored:
+            raise ValueError(
+                "preference_pairs: a pair is a revision with a higher reward than its draft; give `reward`, or `chains` "
+                "with both reward columns"
             )
         if self.chains is not None and self.rounds > 1:
             raise ValueError("chains are finished, so rounds has to be 1")
