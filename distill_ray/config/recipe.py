@@ -270,8 +270,8 @@ class SelfCritiqueRecipeConfig(BaseRecipeConfig):
             )
         if self.preference_pairs and self.reward is None and not scored:
             raise ValueError(
-                "preference_pairs: a pair is a revision with a higher reward than its draft; give `reward`, or `chains` "
-                "with both reward columns"
+                "preference_pairs: a pair is a revision with a higher reward than its draft; give `reward`, or "
+                "`chains` with both reward columns"
             )
         if self.chains is not None and self.rounds > 1:
             raise ValueError("chains are finished, so rounds has to be 1")

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distill_ray.config import OpenAIEngineConfig, VllmEngineConfig, load_config, parse_config
 from distill_ray.errors import ConfigError
 
+STARTERS = Path(__file__).resolve().parents[2] / "distill_ray" / "recipes" / "configs"
 MINIMAL = {
     "recipe": {"type": "context", "context": {"text": "Answer in French."}},
     "data": {"source": "queries.jsonl"},
@@ -164,3 +166,11 @@ def test_parsing_a_config_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("starter", sorted(STARTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_starter_lets_no_model_think_that_thinks_unless_it_is_told_not_to(starter: Path) -> None:
+    raw = yaml.safe_load(starter.read_text())
+    models = [raw[role] for role in ("teacher", "student") if role in raw]
+    thinking = [m for m in models if "Qwen3" in m["model"] and not m["model"].endswith("-Instruct-2507")]
+    assert all(m["chat_template_kwargs"] == {"enable_thinking": False} for m in thinking)
