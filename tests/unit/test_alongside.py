@@ -99,7 +99,8 @@ def test_a_held_out_source_of_its_own_needs_only_query_and_label(split: str, tmp
             "test",
             {"type": "self_critique", "chains": {"draft": "d", "revision": "r"}, "accept": {"type": "always"}},
             [{"input": "x"}],
-            "recipe.chains.draft: unknown column `d`; data.test has: input. Its rows are compared with the chains",
+            "recipe.chains.draft: unknown column `d`; recipe.chains.revision: unknown column `r`; data.test has: "
+            "input. Its rows are compared with the chains",
         ),
     ],
     ids=["label", "alongside", "chains"],

@@ -195,6 +195,40 @@ def test_a_broken_teacher_does_not_hide_a_broken_student_or_a_file_that_is_not_t
     assert len(message.splitlines()) == 4
 
 
+def test_a_context_that_is_not_there_hides_nothing_else_and_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "rules.md").write_text("Answer.")
+    raw = {
+        "recipe": {"type": "context", "context": {"file": "prompt.txt"}},
+        "data": {"source": "nowhere.jsonl", "test": "neither.jsonl"},
+        "teacher": {"type": "fake"},
+        "student": {"model": "./no-student"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(check(parse_config(raw, base=tmp_path)))
+    [first, *lines] = str(caught.value).splitlines()
+    assert first == "4 things are wrong:"
+    assert lines[0] == f"  - recipe.context.file: {tmp_path}/prompt.txt: no such file; {tmp_path} has: rules.md"
+    for line, name in zip(lines[1:], ("data.test", "data.source", "student.model"), strict=True):
+        assert line.startswith(f"  - {name}: ")
+
+
+def test_all_columns_that_no_row_has_are_named_source_by_source(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "draft": "b"}\n')
+    (tmp_path / "test.jsonl").write_text('{"query": "a"}\n')
+    chains = {"draft": "draft", "revision": "x", "reward_before": "y", "reward_after": "z"}
+    raw = {
+        "recipe": {"type": "self_critique", "chains": chains},
+        "data": {"source": "rows.jsonl", "test": "test.jsonl"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(check(parse_config(raw, base=tmp_path)))
+    message = str(caught.value)
+    for name, column in (("revision", "x"), ("reward_before", "y"), ("reward_after", "z")):
+        assert message.count(f"recipe.chains.{name}: unknown column `{column}`") == 2
+    assert "; data.source has: text, draft" in message
+    assert "; data.test has: query. Its rows" in message
+
+
 def test_a_model_that_the_hub_does_not_give_is_said_with_the_ways_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
