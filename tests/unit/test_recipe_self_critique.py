@@ -271,3 +271,22 @@ def test_preference_pairs_need_a_reward(chains: dict[str, str] | None) -> None:
     with pytest.raises(ConfigError, match="preference_pairs: a pair is a revision with a higher reward than its draft"):
         parse_config({**base, "recipe": recipe})
     parse_config({**base, "recipe": {**recipe, "reward": LENGTH}})
+
+
+@pytest.mark.parametrize("value", [None, "", "n/a", math.nan])
+def test_finished_chains_that_are_all_accepted_need_no_rewards(value: Any) -> None:
+    columns = {"prompt": "q", "summary_pre": "d", "summary_after": "r", "scores_pre": 1, "scores_after": value}
+    config = {"query": "{{ prompt }}", "chains": CHAINS, "reward": None, "accept": {"type": "always"}}
+    [example] = distill(Engines(Scripted()), columns, **config)
+    assert (example.completion, example.accepted) == ("r", True)
+    assert (example.reward_before, example.reward_after) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(math.nan, "is nan, expected a finite number"), (math.inf, "is inf, expected a finite number")],
+)
+def test_a_reward_in_a_column_has_to_be_finite_and_is_said_so(value: float, said: str) -> None:
+    result = finished(value, 5)
+    assert isinstance(result, Reject)
+    assert said in result.detail
