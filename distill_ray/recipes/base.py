@@ -54,7 +54,11 @@ class LessWhenHeldOut(Protocol):
 
 
 class Recipe(Protocol):
-    """One method of distillation."""
+    """One method of distillation.
+
+    One that asks the teacher several times in a conversation may have `turns`, the names of the first answer and of
+    each turn behind it, for `preview`.
+    """
 
     @property
     def columns(self) -> Mapping[str, str]:

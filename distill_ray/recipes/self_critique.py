@@ -71,6 +71,9 @@ class SelfCritiqueRecipe:
         ConfigError: a template does not compile.
     """
 
+    turns = ("draft", "critique request", "critique", "revision request", "revision")
+    """What `preview` calls the first answer and the turns behind it; from the second on they repeat with each round."""
+
     def __init__(self, config: SelfCritiqueRecipeConfig) -> None:
         self.config = config
         self._query = TextTemplate(config.query, key="recipe.query")
