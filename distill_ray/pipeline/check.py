@@ -8,7 +8,13 @@ from collections.abc import Iterator
 
 import ray
 
-from distill_ray.config import OpenAIEngineConfig, RunConfig, SynthesizeDataConfig, VllmEngineConfig
+from distill_ray.config import (
+    OpenAIEngineConfig,
+    RunConfig,
+    StepByStepRecipeConfig,
+    SynthesizeDataConfig,
+    VllmEngineConfig,
+)
 from distill_ray.config.engine import EngineConfig, FakeEngineConfig, HfEngineConfig, NoEngineConfig
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardModelConfig
 from distill_ray.config.train import TopkKlConfig
@@ -32,6 +38,7 @@ from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import Recipe, make_recipe
+from distill_ray.recipes.template import columns_of
 from distill_ray.rewards.judge import JudgeReward
 from distill_ray.rewards.labels import OwnModelReward, require_chat_template, require_head, require_labels
 
@@ -49,6 +56,7 @@ def check(config: RunConfig) -> Iterator[str]:
     try:
         recipe = make_recipe(config.recipe)
         yield f"recipe `{config.recipe.type}`: template and context"
+        yield from recipe_warnings(config)
     except InputError as error:
         wrong.append(error)
     for part in (_check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)):
@@ -59,6 +67,16 @@ def check(config: RunConfig) -> Iterator[str]:
     raise_all(wrong)
     with connected():
         yield check_resources(config)
+
+
+def recipe_warnings(config: RunConfig) -> list[str]:
+    """What is allowed and hardly meant: a prompt that is the same for every row."""
+    recipe = config.recipe
+    names = ["query"] if hasattr(recipe, "query") else []
+    if isinstance(recipe, StepByStepRecipeConfig) and recipe.mode == "task_prefix":
+        names += ["label_prompt", "rationale_prompt"]
+    said = "names no column, so it is the same for every row; columns are written as {{ column }}"
+    return [f"warning: recipe.{name}: {said}" for name in names if not columns_of(getattr(recipe, name))]
 
 
 def _check_data(config: RunConfig, recipe: Recipe | None) -> Iterator[str]:

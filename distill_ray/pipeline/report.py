@@ -322,9 +322,9 @@ def _cost(manifest: Mapping[str, Any]) -> str:
         [title, f"{manifest[name]:,}"]
         for name, title in (
             ("teacher_calls", "teacher calls made by the last command"),
-            ("teacher_calls_replayed", "answers that it found paid for (`calls/`)"),
-            ("prompt_tokens", "prompt tokens of all these calls"),
-            ("completion_tokens", "completion tokens of all these calls"),
+            ("teacher_calls_replayed", "answers that cost it nothing (`calls/`, or shared by equal prompts)"),
+            ("prompt_tokens", "prompt tokens of all these answers"),
+            ("completion_tokens", "completion tokens of all these answers"),
         )
         if name in manifest
     ]

@@ -17,7 +17,7 @@ from distill_ray.cli import main
 from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
-from distill_ray.pipeline.check import check, check_reward, check_teacher
+from distill_ray.pipeline.check import check, check_reward, check_teacher, recipe_warnings
 
 JUDGE = {"type": "judge"}
 CONTEXT = {"type": "context", "context": {"text": "Answer."}}
@@ -97,6 +97,33 @@ def named(value: Any, models: dict[str, str]) -> Any:
         ({"recipe": critique({**JUDGE, "prompt": "Good? {{ query }}"})}, "recipe.reward.prompt: a rating has to show"),
         ({"recipe": critique({**JUDGE, "lowest": 5, "highest": 5})}, "lowest (5) is not below highest (5)"),
         ({"recipe": critique({"type": "regex", "pattern": "("})}, "recipe.reward.pattern: not a regular expression"),
+        ({"recipe": critique({"type": "regex", "pattern": "a", "score": 0})}, "recipe.reward.score: 0 makes every"),
+        # keys without effect or sense
+        (
+            {"recipe": {**critique({"type": "length"}), "accept": {"threshold": 0.5}}},
+            "recipe.accept: threshold is for `type: threshold`, and the type is improve",
+        ),
+        (
+            {"recipe": {**critique({"type": "length"}), "accept": {"temperature": 2.0, "type": "always"}}},
+            "recipe.accept: temperature is for `type: metropolis`, and the type is always",
+        ),
+        (
+            {
+                "recipe": {
+                    **critique({**JUDGE, "mode": "comparison"}),
+                    "accept": {"type": "threshold", "threshold": 7},
+                }
+            },
+            "recipe: accept.threshold is 7, and a judge that compares gives rewards from 0 to 1",
+        ),
+        (
+            {"recipe": {**STEP_BY_STEP, "rationale_prompt": "predict: {{ query }}"}},
+            "recipe: label_prompt and rationale_prompt are the same",
+        ),
+        (
+            {"recipe": {**STEP_BY_STEP, "rationale_column": "text"}, "data": {"alongside": {"text": "three.json"}}},
+            "data.alongside.text: rows.jsonl:1 has a column `text` already",
+        ),
         # encoder-decoders are not for vLLM
         ({"teacher": {"type": "vllm", "model": "T5"}}, "teacher: vLLM runs no encoder-decoder models"),
         (
@@ -148,6 +175,7 @@ def test_check_refuses_with_the_key_and_the_way_out(
         "".join(f'{{"text": "a{i}", "input": "b{i}", "label": "c"}}\n' for i in range(3))
     )
     (tmp_path / "why.json").write_text('["because"]')
+    (tmp_path / "three.json").write_text('["because", "since", "for"]')
     sections = named(sections, models)
     data = {"source": "rows.jsonl", **sections.pop("data", {})}
     config = {"recipe": CONTEXT, "teacher": {"type": "fake"}, "data": data, **sections}
@@ -265,3 +293,23 @@ def test_a_server_that_allows_more_log_probabilities_may_be_asked_for_them() -> 
     ):
         config = parse_config({"recipe": CONTEXT, "data": {"source": "x.jsonl"}, "teacher": teacher})
         assert config.teacher.sampling.top_logprobs == 50
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ({**CONTEXT, "query": "Say something."}, "recipe.query"),
+        ({**STEP_BY_STEP, "label_prompt": "What is it?"}, "recipe.label_prompt"),
+        ({**STEP_BY_STEP, "rationale_prompt": "Why is it?"}, "recipe.rationale_prompt"),
+    ],
+)
+def test_a_prompt_without_any_column_is_a_warning(recipe: dict[str, Any], key: str) -> None:
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
+    [line] = recipe_warnings(config)
+    assert line.startswith(f"warning: {key}: names no column, so it is the same for every row")
+
+
+@pytest.mark.parametrize("recipe", [CONTEXT, STEP_BY_STEP, {**STEP_BY_STEP, "mode": "standard", "label_prompt": "x"}])
+def test_prompts_that_are_asked_with_a_column_give_no_warning(recipe: dict[str, Any]) -> None:
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
+    assert recipe_warnings(config) == []
