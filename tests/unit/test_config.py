@@ -174,3 +174,17 @@ def test_a_starter_lets_no_model_think_that_thinks_unless_it_is_told_not_to(star
     models = [raw[role] for role in ("teacher", "student") if role in raw]
     thinking = [m for m in models if "Qwen3" in m["model"] and not m["model"].endswith("-Instruct-2507")]
     assert all(m["chat_template_kwargs"] == {"enable_thinking": False} for m in thinking)
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("teacher.answer=Rating: [[7]]", "as a section (got {'Rating': [[7]]}); quote text"),
+        ("teacher.answer=[[7]]", "as a list (got [[7]]); quote text"),
+    ],
+)
+def test_text_that_yaml_reads_as_something_else_is_shown_with_a_hint_at_quotes(override: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, overrides=[override])
+    assert f"teacher.answer: expected text, and YAML reads this {shown}" in str(caught.value)
+    assert """--set 'teacher.answer="..."'""" in str(caught.value)

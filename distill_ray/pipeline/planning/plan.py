@@ -30,7 +30,7 @@ from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planning.alongside import alongside_files, with_alongside
 from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.planner import Planner
-from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
+from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows, separator_hint
 from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
 from distill_ray.plugins import Group, packages
@@ -192,7 +192,9 @@ def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | No
     unknown = {column: key for column, key in needed.items() if column not in known}
     if unknown:
         named = "; ".join(f"{key}: unknown column `{column}`" for column, key in unknown.items())
-        hint = " (does the CSV file lack a header line?)" if source.files[0].format == "csv" else ""
+        hint = ""
+        if source.files[0].format == "csv":
+            hint = separator_hint(known) or " (does the CSV file lack a header line?)"
         if source.held_out is not None:
             hint += _hint_for_held_out(unknown, config)
         raise ConfigError(f"{named}; {source.key} has: {', '.join(known)}{hint}")
