@@ -205,7 +205,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     loaded = load_config(config, overrides or [])
     for line in run_check(loaded):
-        console.print(f"[green]ok[/green]  {escape(line)}")
+        mark = "" if line.startswith("warning: ") else "[green]ok[/green]  "
+        console.print(mark + escape(line))
     _say_next("preview", str(config), "-n", "5", *_sets(overrides))
 
 

@@ -3,6 +3,7 @@
     DistillError                     exit 1: the run failed
     |-- InputError                   exit 2: the config or the input is wrong
     |   |-- ConfigError              a key of the YAML, or something that it names
+    |   |   `-- SeveralErrors        more than one thing is wrong
     |   `-- DataError                a source file as a whole (a bad row is a Reject, not an error)
     |       `-- NoReadableRow        the file can be opened, and not one row of it is usable: exit 1
     |-- RunFolderError               the run folder cannot be used (in use, from elsewhere, not writable)
@@ -47,6 +48,29 @@ class InputError(DistillError):
 
 class ConfigError(InputError):
     """A key of the configuration, or something that it names, is wrong."""
+
+
+class SeveralErrors(ConfigError):
+    """More than one thing is wrong.
+
+    Args:
+        errors: each of them; those that are several themselves count as what they hold.
+    """
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        held = [each for error in errors for each in (error.errors if isinstance(error, SeveralErrors) else [error])]
+        self.errors = list({str(error): error for error in held}.values())
+        super().__init__(errors)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{len(self.errors)} things are wrong:", *(f"  - {error}" for error in self.errors)])
+
+
+def raise_all(errors: Sequence[InputError]) -> None:
+    """Raise what is wrong, all of it in one error, if anything is."""
+    several = SeveralErrors(errors)
+    if several.errors:
+        raise several if several.errors[1:] else several.errors[0]
 
 
 class DataError(InputError):

@@ -260,7 +260,10 @@ def _lists(arrays: Sequence[np.ndarray | None], kind: pa.ListType) -> pa.Array:
 
 
 def preferences_table(examples: Iterable[Example]) -> pa.Table:
-    """Build a `PREFERENCE_SCHEMA` table of the examples that are accepted revisions: revision over draft."""
+    """Build a `PREFERENCE_SCHEMA` table of the accepted revisions whose reward is higher than their draft's.
+
+    `accept` may let others pass (`metropolis` on purpose), and those would teach a preference the wrong way round.
+    """
     records = [
         {
             "row_id": example.row_id,
@@ -272,9 +275,14 @@ def preferences_table(examples: Iterable[Example]) -> pa.Table:
             "reward_rejected": example.reward_before,
         }
         for example in examples
-        if example.draft is not None and example.split != "test" and example.draft != example.completion
+        if example.draft is not None and example.split != "test" and _rose(example)
     ]
     return pa.Table.from_pylist(records, schema=PREFERENCE_SCHEMA)
+
+
+def _rose(example: Example) -> bool:
+    before, after = example.reward_before, example.reward_after
+    return before is not None and after is not None and after > before
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:

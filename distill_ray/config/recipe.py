@@ -171,6 +171,11 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
     def _labels_come_from_somewhere(self) -> StepByStepRecipeConfig:
         if self.label_source == "gold" and self.label_column is None:
             raise ValueError("label_source is gold: give `label_column`, the column with the labels")
+        if self.mode == "task_prefix" and self.label_prompt == self.rationale_prompt:
+            raise ValueError(
+                "label_prompt and rationale_prompt are the same, so the student cannot know which of the two is asked "
+                "for; make them differ, or take mode: standard or single"
+            )
         return self
 
     @property
@@ -205,6 +210,14 @@ class AcceptConfig(Config):
 
     seed: int = 0
     """For `metropolis`: a row's draw depends on this, its id and the round."""
+
+    @model_validator(mode="after")
+    def _has_only_its_own_keys(self) -> AcceptConfig:
+        for key, kind in (("threshold", "threshold"), ("temperature", "metropolis")):
+            has_effect = self.type == kind or getattr(self, key) == type(self).model_fields[key].default
+            if not has_effect:  # a default may be written down, as `config.yaml` of a run folder does
+                raise ValueError(f"{key} is for `type: {kind}`, and the type is {self.type}; remove it or set the type")
+        return self
 
 
 class FinishedChains(Config):
@@ -260,7 +273,7 @@ class SelfCritiqueRecipeConfig(BaseRecipeConfig):
     """Read chains from columns instead of asking the teacher."""
 
     preference_pairs: bool = False
-    """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected)."""
+    """Write accepted revision and draft as `preferences/*.parquet` too (chosen, rejected), where the reward rose."""
 
     refusals: list[Pattern] = DEFAULT_REFUSALS
     """Regular expressions; a draft or revision in which one is found is a reject (`refused`). [] turns this off."""
@@ -272,6 +285,17 @@ class SelfCritiqueRecipeConfig(BaseRecipeConfig):
             raise ValueError(
                 f"accept.type {self.accept.type} compares rewards: give `reward`, or `chains` with both reward "
                 "columns, or accept: {type: always}"
+            )
+        compares = isinstance(self.reward, JudgeRewardConfig) and self.reward.mode == "comparison"
+        if compares and not scored and self.accept.type == "threshold" and not 0 <= self.accept.threshold <= 1:
+            raise ValueError(
+                f"accept.threshold is {self.accept.threshold:g}, and a judge that compares gives rewards from 0 to 1 "
+                "(the share of the win); set it between them, or reward.mode: rating"
+            )
+        if self.preference_pairs and self.reward is None and not scored:
+            raise ValueError(
+                "preference_pairs: a pair is a revision with a higher reward than its draft; give `reward`, or "
+                "`chains` with both reward columns"
             )
         if self.chains is not None and self.rounds > 1:
             raise ValueError("chains are finished, so rounds has to be 1")

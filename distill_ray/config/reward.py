@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill_ray.config.base import Config, Pattern
 from distill_ray.config.engine import EngineConfig, NoEngineConfig, SamplingConfig
@@ -83,6 +83,13 @@ class RegexRewardConfig(BaseRewardConfig):
 
     most: Annotated[int, Field(ge=1)] = 1
     """Matches that count at most."""
+
+    @field_validator("score")
+    @classmethod
+    def _tells_answers_apart(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("0 makes every reward 0; take a number above 0, or below where matches are bad")
+        return value
 
 
 class LengthRewardConfig(BaseRewardConfig):

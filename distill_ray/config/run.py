@@ -313,6 +313,12 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{key}: missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "string_type" and isinstance(value, dict | list):
+        kind = "a section" if isinstance(value, dict) else "a list"
+        return (
+            f"{key}: expected text, and YAML reads this as {kind} (got {_show(value, key)}); quote text that holds a "
+            f'colon, braces or brackets: {key}: "...", or --set \'{key}="..."\''
+        )
     shown = f" (got {_show(value, key)})" if not isinstance(value, dict) else ""
     return f"{key}: {message}{shown}"
 
@@ -349,7 +355,7 @@ def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[st
 
 
 def _show(value: Any, key: str = "") -> str:
-    if isinstance(value, str) and re.search(r"key|secret|passw|url|token", key, re.IGNORECASE):
+    if isinstance(value, str | dict | list) and re.search(r"key|secret|passw|url|token", key, re.IGNORECASE):
         return "a value that is not shown here"  # somebody may have put a secret where none belongs
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 
 import ray
 
-from distill_ray.config import OpenAIEngineConfig, RunConfig, SynthesizeDataConfig, VllmEngineConfig
+from distill_ray.config import (
+    OpenAIEngineConfig,
+    RunConfig,
+    StepByStepRecipeConfig,
+    SynthesizeDataConfig,
+    VllmEngineConfig,
+)
 from distill_ray.config.engine import EngineConfig, FakeEngineConfig, HfEngineConfig, NoEngineConfig
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardModelConfig
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import ConfigError, DataError, InputError
+from distill_ray.errors import ConfigError, DataError, InputError, raise_all
 from distill_ray.models import (
     Prompts,
     is_encoder_decoder,
@@ -27,11 +33,12 @@ from distill_ray.pipeline.cluster import connected, engine_resources
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import require_helpers, reward_of
-from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.planning.plan import find_files, plan_rows
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import Recipe, make_recipe
+from distill_ray.recipes.template import columns_of
 from distill_ray.rewards.judge import JudgeReward
 from distill_ray.rewards.labels import OwnModelReward, require_chat_template, require_head, require_labels
 
@@ -44,29 +51,46 @@ def check(config: RunConfig) -> Iterator[str]:
     Raises:
         InputError: what is wrong, all of it; a broken teacher does not hide a broken student.
     """
-    recipe = make_recipe(config.recipe)
-    yield f"recipe `{config.recipe.type}`: template and context"
     wrong: list[InputError] = []
+    recipe = None
+    try:
+        recipe = make_recipe(config.recipe)
+        yield f"recipe `{config.recipe.type}`: template and context"
+        yield from recipe_warnings(config)
+    except InputError as error:
+        wrong.append(error)
     for part in (_check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)):
         try:
             yield from part
         except InputError as error:
-            if str(error) not in map(str, wrong):
-                wrong.append(error)
-    if not wrong:
-        with connected():
-            yield check_resources(config)
-    elif len(wrong) == 1:
-        raise wrong[0]
-    else:
-        raise ConfigError("\n".join([f"{len(wrong)} things are wrong:", *(f"  - {error}" for error in wrong)]))
+            wrong.append(error)
+    raise_all(wrong)
+    with connected():
+        yield check_resources(config)
 
 
-def _check_data(config: RunConfig, recipe: Recipe) -> Iterator[str]:
-    """Its first rows, or what the teacher will be asked to write. Raises InputError."""
+def recipe_warnings(config: RunConfig) -> list[str]:
+    """What is allowed and hardly meant: a prompt that is the same for every row."""
+    recipe = config.recipe
+    names = ["query"] if hasattr(recipe, "query") else []
+    if isinstance(recipe, StepByStepRecipeConfig) and recipe.mode == "task_prefix":
+        names += ["label_prompt", "rationale_prompt"]
+    said = "names no column, so it is the same for every row; columns are written as {{ column }}"
+    return [f"warning: recipe.{name}: {said}" for name in names if not columns_of(getattr(recipe, name))]
+
+
+def _check_data(config: RunConfig, recipe: Recipe | None) -> Iterator[str]:
+    """Its first rows (without a recipe only its files), or what the teacher will be asked to write.
+
+    Raises:
+        InputError: all that is wrong.
+    """
     if isinstance(config.data, SynthesizeDataConfig):
         Requests(config.data)
         yield f"data: the teacher will write {config.data.count} queries, in {config.data.calls_needed} calls or more"
+        return
+    if recipe is None:
+        yield f"data: {find_files(config)} files found (their rows were not read)"
         return
     with tempfile.TemporaryDirectory(prefix="distill-ray-check-") as scratch:
         plan = plan_rows(config, recipe, RunFolder(scratch), limit=SAMPLE_ROWS)

@@ -38,7 +38,8 @@ from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.recipes import make_recipe
-from distill_ray.records import Answered, Message, row_from_record
+from distill_ray.recipes.answers import is_blank
+from distill_ray.records import Answered, Message, Row, row_from_record
 
 BATCH_ROWS = 128
 EXAMPLE_COLUMNS = ["row_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer", "draft"]
@@ -129,7 +130,8 @@ def _held_out_rows(
                     "query": row.query,
                     # From the row itself: `evaluate.reference` may be set after generating.
                     "reference": reference_of(row.columns, config.evaluate.reference) or _gold(config, example),
-                    "teacher_answer": teachers_answer(config, example),
+                    "teacher_answer": teachers_answer(config, example, row),
+                    "is_datas_own": has_only_a_label(config, row),
                     "draft": example["draft"],
                     "messages": example["messages"],
                     "prompt_ids": prompt_ids,
@@ -155,14 +157,26 @@ def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
     return example["completion"] if is_gold else None
 
 
-def teachers_answer(config: RunConfig, example: Mapping[str, Any]) -> str:
+def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> str:
     """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label.
 
-    Where nothing but gold labels is learnt, the label stands for it.
+    Where it said nothing at all the data's own label stands in for it (`has_only_a_label`).
     """
-    if isinstance(config.recipe, StepByStepRecipeConfig) and not config.recipe.learns_gold_only:
+    if isinstance(config.recipe, StepByStepRecipeConfig):
+        if has_only_a_label(config, row):
+            return example["completion"].removeprefix(config.recipe.marker).strip()
         return example["teacher_answer"] or ""
     return example["completion"] if example["teacher_answer"] is None else example["teacher_answer"]
+
+
+def has_only_a_label(config: RunConfig, row: Row) -> bool:
+    """Whether nobody answered a held-out row: nobody was asked, or rationales come from a column and it has none."""
+    recipe = config.recipe
+    if isinstance(recipe, StepByStepRecipeConfig) and recipe.learns_gold_only:
+        return True
+    if not isinstance(recipe, StepByStepRecipeConfig) or recipe.rationale_column is None:
+        return False
+    return is_blank(row.columns.get(recipe.rationale_column))
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

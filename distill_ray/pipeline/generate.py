@@ -192,6 +192,7 @@ def _run_partitions(
             max_tokens=config.generate.max_teacher_tokens,
             rejects=dict(finished_rejects),
             rows_done=finished_rows,
+            replayed=sum(marker["calls"] + marker["replayed"] for marker in done.values()),
         )
     )
     replicas = config.teacher.replicas

@@ -159,7 +159,7 @@ class LedgeredEngine:
         sampling: how.
         ledger: of the partition at work.
         ready: awaited before the engine is asked, so not for what is replayed: starts it, once, whoever asks first.
-        on_call: told (replayed, completions) once per answered request.
+        on_call: told (replayed, completions) of every answer that is given: paid for now, or kept or shared.
         may_pay: raises when no more may be spent; asked before every call that is not replayed.
     """
 
@@ -195,7 +195,9 @@ class LedgeredEngine:
             return found
         in_flight = self._in_flight.get((keys[0], len(keys)))
         if in_flight is not None:
-            return found + await asyncio.shield(in_flight)
+            shared = await asyncio.shield(in_flight)
+            self._on_call(True, shared)
+            return found + shared
         self._may_pay()
         return found + await self._ask_for_all(messages, sampling, keys, first_sample=len(found))
 

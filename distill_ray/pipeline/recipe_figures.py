@@ -20,6 +20,7 @@ from distill_ray.config import RunConfig, SelfCritiqueRecipeConfig, StepByStepRe
 from distill_ray.pipeline.equations import equation_match
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.metrics import exact_match
+from distill_ray.recipes.answers import is_blank
 from distill_ray.records import RejectReason
 
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
@@ -40,7 +41,7 @@ def recipe_figures(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         figures["revisions"] = revision_figures(_chains(folder))
     recipe = config.recipe
     if isinstance(recipe, StepByStepRecipeConfig) and recipe.label_column is not None and not recipe.learns_gold_only:
-        figures["labels"] = label_figures(_labels(folder, recipe.label_column))
+        figures["labels"] = label_figures(_labels(folder, recipe.label_column, recipe.rationale_column))
     if config.teacher.sampling.top_logprobs:
         figures["soft_targets"] = soft_target_figures(_topk_logprobs(folder))
     return figures
@@ -132,15 +133,20 @@ def label_figures(pairs: Iterable[tuple[str | None, str | None]]) -> dict[str, A
     }
 
 
-def _labels(folder: RunFolder, column: str) -> Iterator[tuple[str | None, str | None]]:
-    """What the teacher said and what the row has; a partition's rows have its name."""
+def _labels(folder: RunFolder, column: str, rationale_column: str | None) -> Iterator[tuple[str | None, str | None]]:
+    """What the teacher said and what the row has; a partition's rows have its name.
+
+    Held-out rows without a rationale are left out: where nobody was asked, no label is missing.
+    """
     for name in folder.list("examples", suffix=".parquet"):
         examples = folder.read_table("examples", name, columns=["row_id", "task", "teacher_answer"])
         rows = folder.read_table("rows", name, columns=["row_id", "columns"])
         ids, texts = rows["row_id"].to_pylist(), rows["columns"].to_pylist()
-        gold = {row_id: _gold(json.loads(text).get(column)) for row_id, text in zip(ids, texts, strict=True)}
+        columns = {row_id: json.loads(text) for row_id, text in zip(ids, texts, strict=True)}
         for example in examples.filter(pc.field("task") != "rationale").to_pylist():
-            yield example["teacher_answer"], gold.get(example["row_id"])
+            row = columns.get(example["row_id"], {})
+            if rationale_column is None or not is_blank(row.get(rationale_column)):
+                yield example["teacher_answer"], _gold(row.get(column))
 
 
 def _gold(value: object) -> str | None:

@@ -107,8 +107,11 @@ def _result(metrics: Mapping[str, Any]) -> str:
     notes = ["In brackets: 95 % interval, bootstrapped over rows."]
     notes += ["The student never sees the context."] if _has_context(metrics) else []
     notes += ["Loss: of the answers to learn under the student."]
+    datas_own = metrics.get("num_rows_of_data_alone", 0)
     if metrics.get("gold_only"):
         notes.append("The labels are the data's own: no teacher was asked.")
+    elif datas_own:
+        notes.append(f"{datas_own} rows have no rationale, so they are held against the data's own label alone.")
     elif metrics.get("teacher") is None:
         notes.append("The data names no reference, so exact match is against the teacher's answer.")
     if tokens := metrics.get("completion_tokens"):
@@ -325,9 +328,9 @@ def _cost(manifest: Mapping[str, Any]) -> str:
         [title, f"{manifest[name]:,}"]
         for name, title in (
             ("teacher_calls", "teacher calls made by the last command"),
-            ("teacher_calls_replayed", "answers that it found paid for (`calls/`)"),
-            ("prompt_tokens", "prompt tokens of all these calls"),
-            ("completion_tokens", "completion tokens of all these calls"),
+            ("teacher_calls_replayed", "answers that cost it nothing (`calls/`, or shared by equal prompts)"),
+            ("prompt_tokens", "prompt tokens of all these answers"),
+            ("completion_tokens", "completion tokens of all these answers"),
         )
         if name in manifest
     ]

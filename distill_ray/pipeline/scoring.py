@@ -30,7 +30,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("match", pa.float64()),  # of student_after with the reference, else with the teacher's answer
         ("match_before", pa.float64()),
         ("match_teacher", pa.float64()),  # null without a reference
-        ("agreement", pa.float64()),
+        ("agreement", pa.float64()),  # null where nobody but the data answered
         ("token_f1", pa.float64()),
         ("reward_draft", pa.float64()),
         ("reward_teacher", pa.float64()),
@@ -54,7 +54,8 @@ def score_predictions(
         rows: one per test row, with `row_id`, `query`, `reference`, `teacher_answer`, `student_before`,
             `student_after` (text or None), `loss_before`, `loss_after` (nats per token of the teacher's
             answer, or None), `prompt_tokens_before`, `prompt_tokens_after`. Other keys are ignored. A row
-            without a teacher's answer is left out and counted; a student without one is wrong.
+            without a teacher's answer is left out and counted; a student without one is wrong. Where `is_datas_own`
+            the data's own label stands in for the teacher, who is not measured by it.
 
     Returns:
         The content of `metrics.json`, and a record of `PREDICTION_SCHEMA` per scored row, in the order given.
@@ -62,13 +63,15 @@ def score_predictions(
     Raises:
         DistillError: no row has an answer of the teacher.
     """
-    scored = [row for row in rows if row["teacher_answer"] is not None]
+    own = {"is_datas_own": True} if _gold_only(config) else {}
+    scored = [{**row, **own} for row in rows if row["teacher_answer"] is not None]
     if not scored:
         raise DistillError(
             f"evaluation: none of the {len(rows)} test rows has an answer of the teacher; see rejects/, "
             "raise data.holdout or give data.test"
         )
     expected = [_expected(row) for row in scored]
+    datas_own = sum(_is_datas_own(row) for row in scored)
     metrics: dict[str, Any] = {
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
@@ -76,6 +79,7 @@ def score_predictions(
         "gold_only": _gold_only(config),
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
+        **({"num_rows_of_data_alone": datas_own} if datas_own and not _gold_only(config) else {}),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
     }
     explained = [row for row in scored if row.get("rationale_tokens") is not None]
@@ -87,7 +91,7 @@ def score_predictions(
         metrics["reward"] = rewards
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
-    return metrics, [_prediction(config, row, gold) for row, gold in zip(scored, expected, strict=True)]
+    return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
 
 
 def _gold_only(config: RunConfig) -> bool:
@@ -99,11 +103,17 @@ def _expected(row: Mapping[str, Any]) -> str:
     return row["reference"] if row["reference"] is not None else row["teacher_answer"]
 
 
+def _is_datas_own(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("is_datas_own"))
+
+
 def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Against the references, on the rows that have one; None if none has."""
-    if _gold_only(config):
-        return None
-    judged = [(row["teacher_answer"], row["reference"]) for row in rows if row["reference"] is not None]
+    judged = [
+        (row["teacher_answer"], row["reference"])
+        for row in rows
+        if row["reference"] is not None and not _is_datas_own(row)
+    ]
     return _with_intervals(config, _compared(config, judged)) if judged else None
 
 
@@ -126,10 +136,13 @@ def _score_student(
         return None
     answers = [row[f"student_{when}"] or "" for row in rows]
     values = _compared(config, list(zip(answers, expected, strict=True)))
-    if not _gold_only(config):
-        values["agreement"] = [
-            exact_match(answer, row["teacher_answer"]) for answer, row in zip(answers, rows, strict=True)
-        ]
+    agreement = [
+        exact_match(answer, row["teacher_answer"])
+        for answer, row in zip(answers, rows, strict=True)
+        if not _is_datas_own(row)
+    ]
+    if agreement:
+        values["agreement"] = agreement
     values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
     return _with_intervals(config, values)
 
@@ -156,17 +169,14 @@ def _with_interval(config: RunConfig, name: str, per_row: Sequence[float]) -> di
     return {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
 
 
-def _prediction(config: RunConfig, row: Mapping[str, Any], expected: str) -> dict[str, Any]:
+def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
     before, after = row["student_before"] or "", row["student_after"] or ""
-    reference = row["reference"]
-    has_teacher = not _gold_only(config)
+    reference = row["reference"] if not _is_datas_own(row) else None
     computed = {
         "match": exact_match(after, expected),
         "match_before": exact_match(before, expected),
-        "match_teacher": exact_match(row["teacher_answer"], reference)
-        if reference is not None and has_teacher
-        else None,
-        "agreement": exact_match(after, row["teacher_answer"]) if has_teacher else None,
+        "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
+        "agreement": exact_match(after, row["teacher_answer"]) if not _is_datas_own(row) else None,
         "token_f1": token_f1(after, expected),
     }
     return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}

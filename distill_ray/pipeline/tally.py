@@ -19,6 +19,7 @@ class Tally:
         max_tokens: stop paying after so many tokens; None for no limit.
         rejects: of partitions that were finished before.
         rows_done: of partitions that were finished before.
+        replayed: answers of partitions that were finished before.
     """
 
     # A duplicate is what the user asked to drop, a chain that is not accepted what a reward is there for; rows behind
@@ -28,11 +29,18 @@ class Tally:
     )
 
     def __init__(
-        self, rows_in: int, max_reject_frac: float, max_tokens: int | None, rejects: dict[str, int], rows_done: int
+        self,
+        rows_in: int,
+        max_reject_frac: float,
+        max_tokens: int | None,
+        rejects: dict[str, int],
+        rows_done: int,
+        replayed: int = 0,
     ) -> None:
         self._rows_in, self._max_reject_frac, self._max_tokens = rows_in, max_reject_frac, max_tokens
         self._finished_rejects = Counter(rejects)
         self._finished_rows = rows_done
+        self._finished_answers = replayed
         self._partitions: dict[int, dict[str, Any]] = {}
         self._engines = 0
         self._created = time.monotonic()
@@ -82,7 +90,7 @@ class Tally:
         return {
             "rows": self._finished_rows + self._tokens("rows"),
             "calls": self._tokens("calls"),
-            "replayed": self._tokens("replayed"),
+            "replayed": self._finished_answers + self._tokens("replayed"),
             "tokens_per_second": (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
             "rejects": dict(self._rejects().most_common()),
             "engines": self._engines,

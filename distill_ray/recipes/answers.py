@@ -72,6 +72,11 @@ def text_column(
     return value
 
 
+def is_blank(value: object) -> bool:
+    """Whether a column's value says nothing: not there, null, or only white space."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def rejected(row: Row, error: RowError) -> Reject:
     """The reject of a row that cannot be used."""
     return Reject(row.row_id, "generate", RejectReason(error.reason), error.detail, row.columns)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from distill_ray.records import Answered, Completion, Example, Message, Reject, Row
+from distill_ray.records import Answered, Completion, Example, Message, Reject, Row, Split
 
 
 class Answerer(Protocol):
@@ -44,14 +44,28 @@ class Engines:
     reward: Scorer | None = None
 
 
+@runtime_checkable
+class LessWhenHeldOut(Protocol):
+    """A recipe whose held-out rows may lack columns that it learns from."""
+
+    def columns_for(self, split: Split) -> Mapping[str, str]:
+        """The `columns` that rows of a split need."""
+        ...
+
+
 class Recipe(Protocol):
-    """One method of distillation."""
+    """One method of distillation.
+
+    One that asks the teacher several times in a conversation may have `turns`, the names of the first answer and of
+    each turn behind it, for `preview`.
+    """
 
     @property
     def columns(self) -> Mapping[str, str]:
         """Columns of the data that it reads -> the config key that names them.
 
-        A row without one of them is a `missing_column` reject.
+        A row without one of them is a `missing_column` reject. A recipe that reads less of rows that are only held
+        out has a method `columns_for(split)` too, with the columns that rows of a split need.
         """
         ...
 

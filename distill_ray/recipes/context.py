@@ -19,6 +19,7 @@ import numpy as np
 
 from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
+from distill_ray.nearby import neighbours
 from distill_ray.recipes.answers import checked_text, good_ones, rejected, show, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.parse import parse_answer
@@ -149,11 +150,11 @@ def _load_context(source: ContextSource) -> str:
 
 def _read_text(path: str) -> str:
     where = f"recipe.context.file: {path}"
+    fs, name = fsspec.core.url_to_fs(path)
     try:
-        fs, name = fsspec.core.url_to_fs(path)
         data = fs.cat_file(name)
     except FileNotFoundError as error:
-        raise ConfigError(f"{where}: no such file; relative paths start at the config file's folder") from error
+        raise ConfigError(f"{where}: no such file{neighbours(fs, name)}") from error
     except OSError as error:
         raise ConfigError(f"{where}: cannot read it ({error.strerror or error}); give a readable text file") from error
     try:

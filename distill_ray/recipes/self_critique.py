@@ -71,6 +71,9 @@ class SelfCritiqueRecipe:
         ConfigError: a template does not compile.
     """
 
+    turns = ("draft", "critique request", "critique", "revision request", "revision")
+    """What `preview` calls the first answer and the turns behind it; from the second on they repeat with each round."""
+
     def __init__(self, config: SelfCritiqueRecipeConfig) -> None:
         self.config = config
         self._query = TextTemplate(config.query, key="recipe.query")
@@ -203,16 +206,18 @@ class SelfCritiqueRecipe:
         return self._number(row, chains.reward_before), self._number(row, chains.reward_after)
 
     def _number(self, row: Row, column: str) -> float:
+        """The reward in a column. Raises RowError: there is none, and something is decided by it."""
         value = row.columns.get(column)
         try:
             number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
-            raise RowError(
-                RejectReason.NO_REWARD, f"column `{column}` (recipe.chains) is {kind_of(value)}, expected a number"
-            )
-        return number
+        if math.isfinite(number):
+            return number
+        if self.config.accept.type == "always":
+            return math.nan
+        kind = f"{value}" if isinstance(value, float) else kind_of(value)
+        raise RowError(RejectReason.NO_REWARD, f"column `{column}` (recipe.chains) is {kind}, expected a finite number")
 
     # -- what the student learns -----------------------------------------------------------------------------------
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 from distill_ray.config import StepByStepRecipeConfig
 from distill_ray.errors import RowError
-from distill_ray.recipes.answers import checked_text, good_ones, rejected, show, text_column
+from distill_ray.recipes.answers import checked_text, good_ones, is_blank, rejected, show, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.patterns import last_match
 from distill_ray.recipes.template import TextTemplate
-from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row
+from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ class StepByStepRecipe:
             answer = f"{example.rationale} {config.marker} {example.label}"
             self._before.append({"role": "assistant", "content": answer})
 
+    def columns_for(self, split: Split) -> dict[str, str]:
+        """The columns that rows of a split need: what is only measured needs no rationale."""
+        column = self.config.rationale_column
+        if not self._label_is_enough(split) or column in self._query.columns | self._label_prompt.columns:
+            return self.columns
+        return {name: key for name, key in self.columns.items() if name != column}
+
     @property
     def fingerprint(self) -> str:
         """Hash of the config."""
@@ -99,8 +106,11 @@ class StepByStepRecipe:
 
     async def _explained(self, row: Row, engines: Engines) -> list[Explained]:
         """All good samples. Raises RowError: there is none (with the first one's reason)."""
-        if self.config.rationale_column is not None:
-            return [self._taken_apart(self._text(row, self.config.rationale_column), "data")]
+        column = self.config.rationale_column
+        if column is not None and self._label_is_enough(row.split) and is_blank(row.columns.get(column)):
+            return [Explained("", None, "data")]
+        if column is not None:
+            return [self._taken_apart(self._text(row, column), "data")]
         teacher = engines.teacher
 
         def explained(sample: Completion) -> Explained:
@@ -109,6 +119,12 @@ class StepByStepRecipe:
             return self._taken_apart(text, teacher.name, sample)
 
         return good_ones(await teacher.generate(self.teacher_messages(row)), explained)
+
+    def _label_is_enough(self, split: Split) -> bool:
+        """Whether rows of a split can do without a rationale: their label is the data's own."""
+        if self.config.label_source != "gold" or split == "train":
+            return False
+        return split == "test" or self.config.mode != "single"
 
     def _runs_on(self, text: str) -> bool:
         return self.config.cut_at is not None and self.config.cut_at in text
@@ -145,11 +161,14 @@ class StepByStepRecipe:
         if self.config.mode == "standard":
             return [answer]
         if self.config.mode == "single":
-            answer.task, answer.completion = "answer", f"{explained.rationale} {self.config.marker} {label}"
+            answer.task, answer.completion = "answer", f"{explained.rationale} {self.config.marker} {label}".lstrip()
+            return [answer]
+        answer.weight = self.config.alpha
+        if not explained.rationale:  # of a held-out row: `_label_is_enough`
             return [answer]
         prompt = self._prompt(self._rationale_prompt, row)
         rationale = self._example(row, explained, "rationale", prompt, explained.rationale)
-        answer.weight, rationale.weight = self.config.alpha, 1.0 - self.config.alpha
+        rationale.weight = 1.0 - self.config.alpha
         return [answer, rationale]
 
     def _example(self, row: Row, explained: Explained, task: str, messages: list[Message], completion: str) -> Example:

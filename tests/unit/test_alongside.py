@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill_ray.config import parse_config
-from distill_ray.errors import DataError
+from distill_ray.errors import ConfigError, DataError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.recipes import make_recipe
@@ -61,3 +61,53 @@ def test_objects_one_after_the_other_are_rows(tmp_path: Path) -> None:
     assert plan_rows(config, make_recipe(config.recipe), run).rows_in == 3
     found = [json.loads(r["columns"]) for table in run.read_tables("rows") for r in table.to_pylist()]
     assert sorted(found, key=lambda r: r["input"]) == records
+
+
+def with_test_set(folder: Path, recipe: dict[str, Any], rows: list[dict[str, Any]], split: str = "test") -> RunFolder:
+    (folder / "train.jsonl").write_text('{"input": "q", "label": "l", "d": "bad", "r": "good", "sb": 0, "sa": 1}\n')
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "why.json").write_text('["because. The answer is l"]')
+    data = {"source": "train.jsonl", split: "held_out.jsonl", "alongside": {"why": "why.json"}}
+    config = parse_config({"recipe": {"query": "{{ input }}", **recipe}, "data": data}, base=folder)
+    run = RunFolder(folder / "run")
+    plan_rows(config, make_recipe(config.recipe), run)
+    return run
+
+
+BY_RATIONALE = {"type": "step_by_step", "label_column": "label", "rationale_column": "why"}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_held_out_source_of_its_own_needs_only_query_and_label(split: str, tmp_path: Path) -> None:
+    run = with_test_set(tmp_path, BY_RATIONALE, [{"input": "held out", "label": "l"}], split)
+    rows = [row for table in run.read_tables("rows") for row in table.to_pylist()]
+    assert {(row["split"], row["reject_reason"]) for row in rows if row["query"] == "held out"} == {(split, None)}
+
+
+@pytest.mark.parametrize(
+    ("split", "recipe", "rows", "message"),
+    [
+        ("test", BY_RATIONALE, [{"input": "x"}], "recipe.label_column: unknown column `label`; data.test has: input"),
+        (
+            "validation",
+            {**BY_RATIONALE, "mode": "single"},
+            [{"input": "x", "label": "l"}],
+            "recipe.rationale_column: unknown column `why`; data.validation has: input, label. data.alongside adds "
+            "columns to data.source alone",
+        ),
+        (
+            "test",
+            {"type": "self_critique", "chains": {"draft": "d", "revision": "r"}, "accept": {"type": "always"}},
+            [{"input": "x"}],
+            "recipe.chains.draft: unknown column `d`; recipe.chains.revision: unknown column `r`; data.test has: "
+            "input. Its rows are compared with the chains",
+        ),
+    ],
+    ids=["label", "alongside", "chains"],
+)
+def test_a_held_out_source_that_lacks_a_column_is_named(
+    split: str, recipe: dict[str, Any], rows: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_test_set(tmp_path, recipe, rows, split)
+    assert message in str(caught.value)

@@ -17,7 +17,7 @@ from distill_ray.cli import main
 from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
-from distill_ray.pipeline.check import check, check_reward, check_teacher
+from distill_ray.pipeline.check import check, check_reward, check_teacher, recipe_warnings
 from distill_ray.pipeline.cluster import engine_resources
 
 JUDGE = {"type": "judge"}
@@ -98,6 +98,33 @@ def named(value: Any, models: dict[str, str]) -> Any:
         ({"recipe": critique({**JUDGE, "prompt": "Good? {{ query }}"})}, "recipe.reward.prompt: a rating has to show"),
         ({"recipe": critique({**JUDGE, "lowest": 5, "highest": 5})}, "lowest (5) is not below highest (5)"),
         ({"recipe": critique({"type": "regex", "pattern": "("})}, "recipe.reward.pattern: not a regular expression"),
+        ({"recipe": critique({"type": "regex", "pattern": "a", "score": 0})}, "recipe.reward.score: 0 makes every"),
+        # keys without effect or sense
+        (
+            {"recipe": {**critique({"type": "length"}), "accept": {"threshold": 0.5}}},
+            "recipe.accept: threshold is for `type: threshold`, and the type is improve",
+        ),
+        (
+            {"recipe": {**critique({"type": "length"}), "accept": {"temperature": 2.0, "type": "always"}}},
+            "recipe.accept: temperature is for `type: metropolis`, and the type is always",
+        ),
+        (
+            {
+                "recipe": {
+                    **critique({**JUDGE, "mode": "comparison"}),
+                    "accept": {"type": "threshold", "threshold": 7},
+                }
+            },
+            "recipe: accept.threshold is 7, and a judge that compares gives rewards from 0 to 1",
+        ),
+        (
+            {"recipe": {**STEP_BY_STEP, "rationale_prompt": "predict: {{ query }}"}},
+            "recipe: label_prompt and rationale_prompt are the same",
+        ),
+        (
+            {"recipe": {**STEP_BY_STEP, "rationale_column": "text"}, "data": {"alongside": {"text": "three.json"}}},
+            "data.alongside.text: rows.jsonl:1 has a column `text` already",
+        ),
         # encoder-decoders are not for vLLM
         ({"teacher": {"type": "vllm", "model": "T5"}}, "teacher: vLLM runs no encoder-decoder models"),
         (
@@ -153,6 +180,7 @@ def test_check_refuses_with_the_key_and_the_way_out(
         "".join(f'{{"text": "a{i}", "input": "b{i}", "label": "c"}}\n' for i in range(3))
     )
     (tmp_path / "why.json").write_text('["because"]')
+    (tmp_path / "three.json").write_text('["because", "since", "for"]')
     sections = named(sections, models)
     data = {"source": "rows.jsonl", **sections.pop("data", {})}
     config = {"recipe": CONTEXT, "teacher": {"type": "fake"}, "data": data, **sections}
@@ -226,6 +254,40 @@ def test_a_broken_teacher_does_not_hide_a_broken_student_or_a_file_that_is_not_t
     assert len(message.splitlines()) == 4
 
 
+def test_a_context_that_is_not_there_hides_nothing_else_and_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "rules.md").write_text("Answer.")
+    raw = {
+        "recipe": {"type": "context", "context": {"file": "prompt.txt"}},
+        "data": {"source": "nowhere.jsonl", "test": "neither.jsonl"},
+        "teacher": {"type": "fake"},
+        "student": {"model": "./no-student"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(check(parse_config(raw, base=tmp_path)))
+    [first, *lines] = str(caught.value).splitlines()
+    assert first == "4 things are wrong:"
+    assert lines[0] == f"  - recipe.context.file: {tmp_path}/prompt.txt: no such file; {tmp_path} has: rules.md"
+    for line, name in zip(lines[1:], ("data.test", "data.source", "student.model"), strict=True):
+        assert line.startswith(f"  - {name}: ")
+
+
+def test_all_columns_that_no_row_has_are_named_source_by_source(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "draft": "b"}\n')
+    (tmp_path / "test.jsonl").write_text('{"query": "a"}\n')
+    chains = {"draft": "draft", "revision": "x", "reward_before": "y", "reward_after": "z"}
+    raw = {
+        "recipe": {"type": "self_critique", "chains": chains},
+        "data": {"source": "rows.jsonl", "test": "test.jsonl"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(check(parse_config(raw, base=tmp_path)))
+    message = str(caught.value)
+    for name, column in (("revision", "x"), ("reward_before", "y"), ("reward_after", "z")):
+        assert message.count(f"recipe.chains.{name}: unknown column `{column}`") == 2
+    assert "; data.source has: text, draft" in message
+    assert "; data.test has: query. Its rows" in message
+
+
 def test_a_model_that_the_hub_does_not_give_is_said_with_the_ways_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,3 +331,23 @@ def test_a_server_that_allows_more_log_probabilities_may_be_asked_for_them() -> 
     ):
         config = parse_config({"recipe": CONTEXT, "data": {"source": "x.jsonl"}, "teacher": teacher})
         assert config.teacher.sampling.top_logprobs == 50
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ({**CONTEXT, "query": "Say something."}, "recipe.query"),
+        ({**STEP_BY_STEP, "label_prompt": "What is it?"}, "recipe.label_prompt"),
+        ({**STEP_BY_STEP, "rationale_prompt": "Why is it?"}, "recipe.rationale_prompt"),
+    ],
+)
+def test_a_prompt_without_any_column_is_a_warning(recipe: dict[str, Any], key: str) -> None:
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
+    [line] = recipe_warnings(config)
+    assert line.startswith(f"warning: {key}: names no column, so it is the same for every row")
+
+
+@pytest.mark.parametrize("recipe", [CONTEXT, STEP_BY_STEP, {**STEP_BY_STEP, "mode": "standard", "label_prompt": "x"}])
+def test_prompts_that_are_asked_with_a_column_give_no_warning(recipe: dict[str, Any]) -> None:
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
+    assert recipe_warnings(config) == []

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distill_ray.config import OpenAIEngineConfig, StepByStepRecipeConfig, VllmEngineConfig, load_config, parse_config
 from distill_ray.errors import ConfigError
 
+STARTERS = Path(__file__).resolve().parents[2] / "distill_ray" / "recipes" / "configs"
 MINIMAL = {
     "recipe": {"type": "context", "context": {"text": "Answer in French."}},
     "data": {"source": "queries.jsonl"},
@@ -189,3 +191,25 @@ def test_parsing_a_config_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("starter", sorted(STARTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_starter_lets_no_model_think_that_thinks_unless_it_is_told_not_to(starter: Path) -> None:
+    raw = yaml.safe_load(starter.read_text())
+    models = [raw[role] for role in ("teacher", "student") if role in raw]
+    thinking = [m for m in models if "Qwen3" in m["model"] and not m["model"].endswith("-Instruct-2507")]
+    assert all(m["chat_template_kwargs"] == {"enable_thinking": False} for m in thinking)
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("teacher.answer=Rating: [[7]]", "as a section (got {'Rating': [[7]]}); quote text"),
+        ("teacher.answer=[[7]]", "as a list (got [[7]]); quote text"),
+    ],
+)
+def test_text_that_yaml_reads_as_something_else_is_shown_with_a_hint_at_quotes(override: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, overrides=[override])
+    assert f"teacher.answer: expected text, and YAML reads this {shown}" in str(caught.value)
+    assert """--set 'teacher.answer="..."'""" in str(caught.value)

@@ -89,13 +89,14 @@ def test_more_samples_pay_only_for_the_new_ones(folder: RunFolder) -> None:
 
 def test_equal_prompts_in_flight_share_one_call(folder: RunFolder) -> None:
     engine = Echo()
-    teacher, _ = ledgered(folder, engine, SamplingConfig())
+    teacher, calls = ledgered(folder, engine, SamplingConfig())
 
     async def together() -> list[list[Completion]]:
         return await asyncio.gather(*(teacher.generate(ask("same")) for _ in range(10)))
 
     answers = asyncio.run(together())
     assert engine.requests == 1
+    assert calls == [(False, 1)] + [(True, 1)] * 9  # each answer that a row got is counted, once
     assert all(answer == answers[0] for answer in answers)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_ray.config import RunConfig, parse_config
-from distill_ray.errors import ConfigError, DataError, InputError
+from distill_ray.errors import ConfigError, DataError, InputError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning import plan as plan_module
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
@@ -159,13 +159,13 @@ def test_a_reference_that_is_not_text_is_kept_as_json_text(bench: Bench) -> None
             '{"id": 1, "text": "a"}\n',
             {"recipe": {"query": "{{ txt }}"}},
             ConfigError,
-            "recipe.query: unknown column `txt`; the data has: id, text",
+            "recipe.query: unknown column `txt`; data.source has: id, text",
         ),
         (
             '{"text": "a"}\n',
             {"recipe": {"context": {"column": "rules"}}},
             ConfigError,
-            "recipe.context.column: unknown column `rules`; the data has: text",
+            "recipe.context.column: unknown column `rules`; data.source has: text",
         ),
         ('{"text": "a"}\n', {"data": {"id": "key"}}, ConfigError, "data.id: unknown column `key`"),
         (
@@ -192,7 +192,7 @@ def test_input_that_is_wrong_as_a_whole_stops_before_anything_is_written(
 
 def test_a_csv_file_without_a_header_is_told_so(bench: Bench) -> None:
     bench.write("q.csv", "1,Bonjour\n2,Hola\n")
-    with pytest.raises(ConfigError, match=r"the data has: 1, Bonjour .does the CSV file lack a header line"):
+    with pytest.raises(ConfigError, match=r"data.source has: 1, Bonjour .does the CSV file lack a header line"):
         bench.plan(data={"source": "q.csv"})
 
 
@@ -456,3 +456,12 @@ def test_rows_in_are_rows_planned_and_no_query_is_in_two_splits(
 def test_spaces_and_capitals_do_not_make_another_query(query: str) -> None:
     assert normalise(f"  {query}\n") == normalise(query)
     assert normalise(query.replace(" ", " \t")) == normalise(query)
+
+
+@pytest.mark.parametrize(("rows", "error"), [("a;b\nc;d\n", ConfigError), ("a, b;c\nd, e;f\n", NoReadableRow)])
+def test_a_csv_file_with_another_separator_is_told_so(rows: str, error: type[Exception], tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("text;label\n" + rows)
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "q.csv"}, "teacher": {"type": "fake"}}
+    config = parse_config(raw, base=tmp_path)
+    with pytest.raises(error, match="seems to separate its columns by ';': write it with commas"):
+        plan_rows(config, make_recipe(config.recipe), RunFolder(tmp_path / "run"))

@@ -109,6 +109,17 @@ def test_gold_labels_are_the_rows_own_whichever_label_is_learnt(tmp_path: Path) 
     assert recipe_figures(config({**recipe, "label_column": None}), folder) == {}
 
 
+def test_held_out_rows_without_a_rationale_are_no_answers_without_a_label(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    why = {"a": "because", "b": None, "c": " "}
+    rows = [{"row_id": name, "columns": json.dumps({"why": text, "label": "1"})} for name, text in why.items()]
+    folder.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), "rows", "00000.parquet")
+    examples = [Example(name, "test", QUERY, "1", task="label") for name in why]
+    folder.write_table(examples_table(examples), "examples", "00000.parquet")
+    recipe = {"type": "step_by_step", "label_column": "label", "rationale_column": "why"}
+    assert recipe_figures(config(recipe), folder)["labels"]["without_label"] == 1
+
+
 def test_mass_and_entropy_are_those_of_the_top_k_and_a_bucket() -> None:
     first = np.log(np.array([[0.5, 0.25], [1.0, 0.0]], dtype=np.float32), where=[[True, True], [True, False]])
     first[1, 1] = -np.inf  # a place of the k that is not used

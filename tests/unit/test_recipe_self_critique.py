@@ -27,6 +27,7 @@ from distill_ray.records import (
     Reject,
     Row,
     examples_table,
+    preferences_table,
     rejects_table,
 )
 
@@ -248,3 +249,44 @@ def test_a_comparison_of_rewards_needs_a_reward() -> None:
     parse_config({**base, "recipe": {"type": "self_critique", "accept": {"type": "always"}}})
     config = parse_config({"data": base["data"], "recipe": {"type": "self_critique", "chains": CHAINS}})
     assert config.teacher.type == "none"
+
+
+def test_a_preference_pair_is_a_revision_with_a_higher_reward_whatever_was_accepted() -> None:
+    rewards: list[tuple[float | None, float | None]] = [(0, 1), (1, 1), (2, 1), (None, None), (None, 1), (0, math.inf)]
+    examples = [
+        Example(
+            f"r{i}", "train", [], "revision", draft="draft", accepted=True, reward_before=before, reward_after=after
+        )
+        for i, (before, after) in enumerate(rewards)
+    ]
+    pairs = preferences_table(examples).to_pylist()
+    assert [pair["row_id"] for pair in pairs] == ["r0", "r5"]
+    assert all(pair["reward_chosen"] > pair["reward_rejected"] for pair in pairs)
+
+
+@pytest.mark.parametrize("chains", [None, {"draft": "d", "revision": "r", "reward_after": "a"}])
+def test_preference_pairs_need_a_reward(chains: dict[str, str] | None) -> None:
+    recipe = {"type": "self_critique", "accept": {"type": "always"}, "preference_pairs": True, "chains": chains}
+    base = {"data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}}
+    with pytest.raises(ConfigError, match="preference_pairs: a pair is a revision with a higher reward than its draft"):
+        parse_config({**base, "recipe": recipe})
+    parse_config({**base, "recipe": {**recipe, "reward": LENGTH}})
+
+
+@pytest.mark.parametrize("value", [None, "", "n/a", math.nan])
+def test_finished_chains_that_are_all_accepted_need_no_rewards(value: Any) -> None:
+    columns = {"prompt": "q", "summary_pre": "d", "summary_after": "r", "scores_pre": 1, "scores_after": value}
+    config = {"query": "{{ prompt }}", "chains": CHAINS, "reward": None, "accept": {"type": "always"}}
+    [example] = distill(Engines(Scripted()), columns, **config)
+    assert (example.completion, example.accepted) == ("r", True)
+    assert (example.reward_before, example.reward_after) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(math.nan, "is nan, expected a finite number"), (math.inf, "is inf, expected a finite number")],
+)
+def test_a_reward_in_a_column_has_to_be_finite_and_is_said_so(value: float, said: str) -> None:
+    result = finished(value, 5)
+    assert isinstance(result, Reject)
+    assert said in result.detail

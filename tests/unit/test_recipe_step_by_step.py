@@ -10,8 +10,9 @@ import pytest
 
 from distill_ray.config import StepByStepRecipeConfig, parse_config
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.evaluate import has_only_a_label, teachers_answer
 from distill_ray.recipes import Engines, StepByStepRecipe
-from distill_ray.records import Completion, Example, Message, Reject, Row
+from distill_ray.records import Completion, Example, Message, Reject, Row, Split
 
 
 class Says:
@@ -28,9 +29,11 @@ class Says:
         return [Completion(text, self.finish_reason, 1, 1, i) for i, text in enumerate(self.texts)]
 
 
-def distill(columns: dict[str, Any], teacher: Says | None = None, **config: Any) -> list[Example] | Reject:
+def distill(
+    columns: dict[str, Any], teacher: Says | None = None, *, split: Split = "train", **config: Any
+) -> list[Example] | Reject:
     recipe = StepByStepRecipe(StepByStepRecipeConfig(**{"label_column": "label", **config}))
-    row = Row("r1", "train", recipe.query(columns), columns, reference="gold")
+    row = Row("r1", split, recipe.query(columns), columns, reference="gold")
     return asyncio.run(recipe.distill(row, Engines(teacher or Says())))
 
 
@@ -188,3 +191,54 @@ def test_a_recipe_whose_answers_are_in_the_data_needs_no_teacher() -> None:
     asking = {"type": "step_by_step", "label_column": "label"}
     with pytest.raises(ConfigError, match="the `step_by_step` recipe asks a teacher"):
         parse_config({"data": {"source": "x.jsonl"}, "recipe": asking, "teacher": {"type": "none"}})
+
+
+@pytest.mark.parametrize("palm", [{}, {"palm": None}, {"palm": " "}])
+@pytest.mark.parametrize(
+    ("split", "mode", "completion"),
+    [
+        ("test", "task_prefix", "( 84.0 / 2.0 )"),
+        ("validation", "task_prefix", "( 84.0 / 2.0 )"),
+        ("validation", "standard", "( 84.0 / 2.0 )"),
+        ("test", "single", "The answer is ( 84.0 / 2.0 )"),
+    ],
+)
+def test_a_held_out_row_with_a_gold_label_needs_no_rationale(
+    split: Split, mode: str, completion: str, palm: dict[str, Any]
+) -> None:
+    [label] = distill({**ROW, **palm}, split=split, mode=mode, rationale_column="palm")
+    assert (label.completion, label.teacher_answer, label.reference) == (completion, None, "gold")
+
+
+@pytest.mark.parametrize(
+    ("split", "config"),
+    [
+        ("train", {}),
+        ("validation", {"mode": "single"}),  # what is validated there has the rationale in it
+        ("test", {"label_source": "teacher"}),
+    ],
+)
+def test_where_something_is_to_be_learnt_from_a_rationale_it_has_to_be_there(
+    split: Split, config: dict[str, Any]
+) -> None:
+    result = distill({**ROW, "palm": None}, split=split, rationale_column="palm", **config)
+    assert isinstance(result, Reject)
+
+
+def test_a_rationale_that_is_there_but_no_text_is_a_reject_in_every_split() -> None:
+    assert isinstance(distill({**ROW, "palm": 7}, split="test", rationale_column="palm"), Reject)
+
+
+@pytest.mark.parametrize("mode", ["task_prefix", "single"])
+@pytest.mark.parametrize(
+    ("palm", "answer", "is_own"), [("Because. The answer is 7", "7", False), ("Because.", "", False), (None, "3", True)]
+)
+def test_in_the_evaluation_the_datas_own_label_stands_in_for_a_teacher_who_said_nothing(
+    palm: str | None, answer: str, is_own: bool, mode: str
+) -> None:
+    recipe = {"type": "step_by_step", "label_column": "label", "rationale_column": "palm", "mode": mode}
+    columns = {"input": "q", "label": "3", "palm": palm}
+    example = distill(columns, split="test", rationale_column="palm", mode=mode)[0]
+    config, row = parse_config({"data": {"source": "x"}, "recipe": recipe}), Row("r1", "test", "q", columns)
+    record = {"completion": example.completion, "teacher_answer": example.teacher_answer}
+    assert (teachers_answer(config, record, row), has_only_a_label(config, row)) == (answer, is_own)

@@ -152,3 +152,16 @@ def test_labels_get_a_confusion_table_and_free_text_none() -> None:
 
 def test_equal_seeds_give_equal_figures() -> None:
     assert score_predictions(config(seed=1), ROWS) == score_predictions(config(seed=1), ROWS)
+
+
+def test_where_the_datas_own_label_stands_in_for_the_teacher_the_teacher_is_not_measured() -> None:
+    own = [row(0, "fr", "fr", "dunno", "fr", is_datas_own=True), row(1, None, "en", "en", "de", is_datas_own=True)]
+    metrics, predictions = score_predictions(config(), own)
+    assert metrics["teacher"] is None
+    assert metrics["num_rows_of_data_alone"] == 2
+    assert metrics["student_after"]["exact_match"] == 0.5
+    assert "agreement" not in metrics["student_after"]
+    assert [(p["match"], p["match_teacher"], p["agreement"]) for p in predictions] == [(1, None, None), (0, None, None)]
+    mixed, _ = score_predictions(config(), [*ROWS, *own])
+    assert mixed["teacher"]["exact_match"] == 0.75
+    assert mixed["student_after"]["agreement"] == 0.75

@@ -106,6 +106,14 @@ def test_a_rerun_pays_only_for_what_may_pass_now(tmp_path: Path) -> None:
     assert (again["calls"], again["replayed"]) == (0, 100)
 
 
+def test_calls_and_replays_are_all_answers_that_rows_got_however_many_were_in_flight_together(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = config_of(tmp_path, ["the same"] * 9, max_concurrency=3, latency_s=0.01)
+    first, again = run_worker(config, folder).state(), run_worker(config, folder, replayed=5).state()
+    assert (first["calls"], first["replayed"]) == (1, 8)
+    assert (again["calls"], again["replayed"]) == (0, 9 + 5)  # and those of partitions that were finished before
+
+
 def test_the_output_is_the_same_whatever_the_order_of_answers(tmp_path: Path) -> None:
     rows = [f"query {i}" for i in range(120)]
     tables = []

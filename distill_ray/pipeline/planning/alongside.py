@@ -38,7 +38,7 @@ def with_alongside(rows: Iterator[SourceRow], config: FilesDataConfig, *, is_who
         is_whole: whether all rows will be read, so that what is left over is an error.
 
     Raises:
-        DataError: a column has fewer elements than the source has rows, or more.
+        DataError: a column has fewer elements than the source has rows, or more, or the rows have it already.
     """
     columns = {
         key: itertools.chain.from_iterable(_elements(file, config.encoding) for file in files)
@@ -56,6 +56,12 @@ def with_alongside(rows: Iterator[SourceRow], config: FilesDataConfig, *, is_who
         if row.error is not None:
             yield row
             continue
+        for key in columns:
+            if key.rpartition(".")[2] in row.columns:
+                raise DataError(
+                    f"{key}: {row.label} has a column `{key.rpartition('.')[2]}` already; give the one alongside "
+                    "another name"
+                )
         joined = {**row.columns, **{key.rpartition(".")[2]: value for key, value in values.items()}}
         yield dataclasses.replace(row, columns=joined, json=to_json(joined))
     for key, elements in columns.items() if is_whole else ():

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,16 @@ import pyarrow as pa
 
 from distill_ray.config import FilesDataConfig, RunConfig
 from distill_ray.config.data import Source
-from distill_ray.errors import ConfigError, NoReadableRow
+from distill_ray.errors import ConfigError, InputError, NoReadableRow, raise_all
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.planning.alongside import alongside_files, with_alongside
 from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.planner import Planner
-from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
+from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows, separator_hint
 from distill_ray.pipeline.planning.scratch import Scratch
 from distill_ray.pipeline.planning.sources import SourceFile, resolve
 from distill_ray.plugins import Group, packages
-from distill_ray.recipes.base import Recipe
+from distill_ray.recipes.base import LessWhenHeldOut, Recipe
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 
 MIN_PARTITIONS = 4
@@ -104,8 +104,8 @@ def plan_rows(
     num_partitions = num_partitions or _num_partitions(config, sources)
     with Scratch.temporary(folder.local() if folder.is_local else None) as scratch:
         planner = Planner(config, recipe, scratch, num_partitions)
-        for source in sources:
-            for row in _rows_of(source, config, recipe, limit):
+        for source, rows in zip(sources, _opened(sources, config, recipe, limit), strict=True):
+            for row in rows:
                 planner.add(row, source.held_out)
                 if on_rows is not None and planner.num_rows % 1000 == 0:
                     on_rows(planner.num_rows)
@@ -118,8 +118,32 @@ def plan_rows(
     return plan
 
 
-def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
-    """Held-out sources first: their queries must not be trained on. Files of the run itself are none of them."""
+def find_files(config: RunConfig) -> int:
+    """How many files there are to read. Raises InputError: one that the config names is not there."""
+    return sum(len(source.files) for source in _sources(config)) + sum(
+        map(len, alongside_files(_files(config)).values())
+    )
+
+
+def _opened(sources: list[_Source], config: RunConfig, recipe: Recipe, limit: int | None) -> list[Iterator[SourceRow]]:
+    """The rows of each source, once the first ones of all were looked at. Raises InputError: all that is wrong."""
+    opened: list[Iterator[SourceRow]] = []
+    wrong: list[InputError] = []
+    for source in sources:
+        try:
+            opened.append(_rows_of(source, config, recipe, limit))
+        except InputError as error:
+            wrong.append(error)
+    raise_all(wrong)
+    return opened
+
+
+def _sources(config: RunConfig, folder: RunFolder | None = None) -> list[_Source]:
+    """Held-out sources first: their queries must not be trained on. Files of the run itself are none of them.
+
+    Raises:
+        InputError: all that is wrong.
+    """
     data = config.data
     named: list[tuple[str, Split | None, Source | None]] = [
         ("data.test", "test", data.test),
@@ -127,14 +151,21 @@ def _sources(config: RunConfig, folder: RunFolder) -> list[_Source]:
         ("data.source", None, _files(config).source),
     ]
     found: list[_Source] = []
+    wrong: list[InputError] = []
     for key, held_out, source in named:
         if source is None:
             continue
-        files = resolve(source, format=data.format, key=key)
+        try:
+            files = resolve(source, format=data.format, key=key)
+        except InputError as error:
+            wrong.append(error)
+            continue
         # A folder may hold the run by chance; where that leaves nothing, its own files are meant: the demo's input
         # lies there.
-        kept = [file for file in files if not file.url.startswith(folder.url("").rstrip("/") + "/")]
+        own = folder.url("").rstrip("/") + "/" if folder is not None else None
+        kept = [file for file in files if own is None or not file.url.startswith(own)]
         found.append(_Source(key, held_out, kept or files))
+    raise_all(wrong)
     return found
 
 
@@ -157,16 +188,34 @@ def _rows_of(source: _Source, config: RunConfig, recipe: Recipe, limit: int | No
         raise NoReadableRow(f"{source.key}: {source.files[0].url} has no rows; give a file with at least one")
     readable = [row for row in head if row.error is None]
     known = list(dict.fromkeys(name for row in readable for name in row.columns))
-    for column, key in _needed_columns(source, config, recipe).items():
-        if readable and column not in known:
-            hint = " (does the CSV file lack a header line?)" if source.files[0].format == "csv" else ""
-            raise ConfigError(f"{key}: unknown column `{column}`; the data has: {', '.join(known)}{hint}")
+    needed = _needed_columns(source, config, recipe) if readable else {}
+    unknown = {column: key for column, key in needed.items() if column not in known}
+    if unknown:
+        named = "; ".join(f"{key}: unknown column `{column}`" for column, key in unknown.items())
+        hint = ""
+        if source.files[0].format == "csv":
+            hint = separator_hint(known) or " (does the CSV file lack a header line?)"
+        if source.held_out is not None:
+            hint += _hint_for_held_out(unknown, config)
+        raise ConfigError(f"{named}; {source.key} has: {', '.join(known)}{hint}")
     return itertools.chain(head, rows)
+
+
+def _hint_for_held_out(unknown: Mapping[str, str], config: RunConfig) -> str:
+    """Why a source of its own for test or validation lacks columns that `data.source` has, and what to do."""
+    if unknown.keys() & _files(config).alongside.keys():
+        return ". data.alongside adds columns to data.source alone: put this one into the file itself"
+    if any(key.startswith("recipe.chains.") for key in unknown.values()):
+        return ". Its rows are compared with the chains, so they need the same columns as data.source"
+    return ""
 
 
 def _needed_columns(source: _Source, config: RunConfig, recipe: Recipe) -> dict[str, str]:
     """Columns that must be there -> the config key that says so."""
-    needed = dict(sorted(recipe.columns.items()))
+    columns = recipe.columns
+    if source.held_out is not None and isinstance(recipe, LessWhenHeldOut):
+        columns = recipe.columns_for(source.held_out)
+    needed = dict(sorted(columns.items()))
     if config.data.id is not None:
         needed.setdefault(config.data.id, "data.id")
     is_tested = source.held_out == "test" or (source.held_out is None and config.data.test is None)

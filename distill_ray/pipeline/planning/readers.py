@@ -13,7 +13,7 @@ import json
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,10 +150,16 @@ def _read_csv(file: SourceFile, encoding: str) -> Iterator[Item]:
                 continue
             if not fields:
                 continue
-            why = f"line {number} has {len(fields)} fields, the header has {len(header)}"
+            why = f"line {number} has {len(fields)} fields, the header has {len(header)}{separator_hint(header)}"
         # A quote that is never closed runs on into the lines below, which are rows of their own.
         yield number, {"raw": source.consumed[0]}, why
         source.give_back(source.consumed[1:])
+
+
+def separator_hint(names: Sequence[str]) -> str:
+    """What to say of a CSV header that is one name with another separator in it; "" for any other."""
+    found = [mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]]
+    return f" (the file seems to separate its columns by {found[0]!r}: write it with commas)" if found else ""
 
 
 class _Lines:

@@ -9,7 +9,6 @@ name ends in .lance is one data set.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import posixpath
@@ -23,6 +22,7 @@ import fsspec
 from distill_ray import plugins
 from distill_ray.config.data import DatasetSource, Files, Format, Source
 from distill_ray.errors import ConfigError, DataError, DistillError
+from distill_ray.nearby import neighbours, some_names
 
 FORMAT_BY_ENDING = {
     ".jsonl": "jsonl",
@@ -33,7 +33,6 @@ FORMAT_BY_ENDING = {
     ".lance": "lance",
 }
 TEXT_FORMATS = frozenset({"jsonl", "json", "csv"})
-MAX_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,11 @@ def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
         files = _data_files(fs, [match for match in matches if match not in folders], "", format)
         if files:
             return files
-        problem = f"the glob matches only {_some(matches)}, no data file" if matches else "no file matches this glob"
-        raise DataError(f"{where}: {problem}{_neighbours(fs, path)}")
-    raise DataError(f"{where}: no such file{_neighbours(fs, path)}")
+        problem = (
+            f"the glob matches only {some_names(matches)}, no data file" if matches else "no file matches this glob"
+        )
+        raise DataError(f"{where}: {problem}{neighbours(fs, path)}")
+    raise DataError(f"{where}: no such file{neighbours(fs, path)}")
 
 
 def _data_files(fs: Any, paths: Sequence[str], root: str, format: Format) -> list[str]:
@@ -220,27 +221,6 @@ def _labels(paths: Sequence[str]) -> list[str]:
     """Names that tell the files apart: relative to the folder that they share."""
     shared = posixpath.commonprefix([posixpath.dirname(path) + "/" for path in paths]).rpartition("/")[0]
     return [path[len(shared) :].lstrip("/") for path in paths]
-
-
-def _neighbours(fs: Any, path: str) -> str:
-    """What is there instead, to put behind "no such file"."""
-    folder, name = posixpath.split(path)
-    while folder and not fs.exists(folder) and posixpath.dirname(folder) != folder:
-        folder, name = posixpath.split(folder)
-    try:
-        names = [posixpath.basename(str(entry).rstrip("/")) for entry in fs.ls(folder or "/", detail=False)]
-    except OSError:
-        names = []
-    names = sorted(entry for entry in names if not entry.startswith("."))
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {posixpath.join(folder, close[0])}?"
-    return f"; {folder} has: {_some(names)}" if names else "; check the path"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
-    return ", ".join(names[:MAX_NAMES_SHOWN]) + more
 
 
 def _known_endings() -> str:

@@ -94,7 +94,7 @@ def measured_requests(config: RunConfig, folder: RunFolder) -> tuple[str, list[M
             key=request_key({"messages": asked(row)}, ignore),
             messages=tuple(asked(row)),
             student_answer=known[row.row_id],
-            teacher_answer=teachers_answer(config, examples[row.row_id]),
+            teacher_answer=teachers_answer(config, examples[row.row_id], row),
             reference=reference_of(row.columns, config.evaluate.reference),
         )
         for row in rows
