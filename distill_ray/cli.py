@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,7 +117,11 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
     )
     console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
     _say_recipe_figures(folder)
-    _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
+    if result.num_examples:
+        _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
+    else:
+        _wrote(f"{_shown(folder.root)}/rejects")
+        _say_no_example(result.rows_in, result.rejects, _shown(folder.root))
 
 
 @app.command()
@@ -339,6 +344,16 @@ def _say_recipe_figures(folder: RunFolder) -> None:
 
     for line in figure_lines(folder.manifest().get("recipe_figures", {})):
         console.print(line, markup=False)
+
+
+def _say_no_example(rows_in: int, rejects: Mapping[str, int], root: str) -> None:
+    """Instead of a next command: there is nothing to train on."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in rejects.items()) or "no row was read"
+    look = f"see {root}/rejects/*.parquet (reason, detail, row)" if rejects else "see data.source and --limit"
+    if "token_budget" in rejects:
+        look += "; raise generate.max_teacher_tokens and run again"
+    warning = f"not one example came of {rows_in} rows ({reasons}), so there is nothing to train on;"
+    console.print(f"[yellow]warning:[/yellow] {escape(warning)} {escape(look)}")
 
 
 def _shown(root: str) -> str:

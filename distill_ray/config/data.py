@@ -184,7 +184,7 @@ class SynthesizeDataConfig(_Rows):
     @model_validator(mode="after")
     def _says_what_to_write(self) -> SynthesizeDataConfig:
         given = [name for name in ("topics", "role_prompts", "prompt") if getattr(self, name)]
-        if not given or "role_prompts" in given[1:]:
+        if not given or (self.role_prompts is not None and len(given) > 1):
             raise ValueError("say what to write: `topics`, a `prompt` of your own, or `role_prompts` by itself")
         return self
 

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ import pyarrow.parquet as pq
 
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import say
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("messages", "dataset")
+ENDINGS = (".jsonl", ".ndjson", ".json")  # of `messages`
+FILE_ENDINGS = (*ENDINGS, ".parquet", ".csv", ".arrow", ".gz", ".zip")  # no names for a folder
 COLUMNS = ["example_id", "row_id", "split", "task", "messages", "completion", "weight"]
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -47,8 +51,11 @@ def export(folder: RunFolder, out: Path, format: str, split: str | None) -> dict
         raise ConfigError(f"--format {format}: unknown; there are: {', '.join(FORMATS)}")
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split {split}: unknown; there are: {', '.join(SPLITS)}")
+    _require_ending(out, format)
     if out.exists():
         raise ConfigError(f"{out}: is there already; give another name")
+    if not folder.manifest().get("generation_complete", True):
+        say("export: generation was stopped before its end; exporting the examples there are")
     if format == "messages":
         splits: tuple[str, ...] = (split or "train",)
     else:
@@ -59,7 +66,7 @@ def export(folder: RunFolder, out: Path, format: str, split: str | None) -> dict
         write = _write_messages if format == "messages" else _write_dataset
         counts = write(folder, temporary, splits)
         if not any(counts.values()):
-            raise DistillError(f"{folder.root}: no example of {' or '.join(splits)}; run `distill-ray generate` first")
+            raise DistillError(f"{folder.root}: no example of {' or '.join(splits)}; {_instead(folder)}")
         os.replace(temporary, out)
     except OSError as error:
         raise DistillError(f"{out}: cannot write it ({error.strerror or error}); give another place") from error
@@ -67,6 +74,35 @@ def export(folder: RunFolder, out: Path, format: str, split: str | None) -> dict
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
     return counts
+
+
+def _require_ending(out: Path, format: str) -> None:
+    """Raises ConfigError: the name says another kind of file than the one that would be written."""
+    ending = out.suffix.lower()
+    if format == "messages" and ending not in ENDINGS:
+        raise ConfigError(
+            f"{out}: --format messages writes JSON lines, into a file that ends in {', '.join(ENDINGS)}; or take "
+            "--format dataset, which writes a folder with Parquet files"
+        )
+    if format == "dataset" and ending in FILE_ENDINGS:
+        raise ConfigError(
+            f"{out}: --format dataset writes a folder with Parquet files; give a folder's name, or take --format "
+            f"messages with a file that ends in {', '.join(ENDINGS)}"
+        )
+
+
+def _instead(folder: RunFolder) -> str:
+    """What to do where a split has no example: by what the run has."""
+    counts: Counter[str] = Counter()
+    for table in folder.read_tables("examples", columns=["split"]):
+        counts.update(table["split"].to_pylist())
+    if counts:
+        return (
+            f"there are {', '.join(f'{name} {counts[name]}' for name in SPLITS if counts[name])}; choose with --split"
+        )
+    if folder.manifest().get("generation_complete"):
+        return "generation gave none at all: see its rejects/ for the reasons"
+    return "run `distill-ray generate` first"
 
 
 def _tables(folder: RunFolder, split: str) -> Iterator[pa.Table]:

@@ -25,8 +25,9 @@ import ray
 from datasketch import MinHash, MinHashLSH
 
 from distill_ray.config import FilesDataConfig, RunConfig, SynthesizeDataConfig
+from distill_ray.config.recipe import DEFAULT_REFUSALS
 from distill_ray.engines import make_engine
-from distill_ray.errors import DataError, RequestRejected, TransientEngineError
+from distill_ray.errors import ConfigError, DataError, RequestRejected, TransientEngineError
 from distill_ray.pipeline.cluster import connected, engine_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
@@ -37,7 +38,8 @@ from distill_ray.pipeline.planning.readers import read_rows
 from distill_ray.pipeline.planning.sources import resolve
 from distill_ray.pipeline.planning.textfile import lines
 from distill_ray.pipeline.progress import Progress, say
-from distill_ray.recipes.answers import show
+from distill_ray.recipes.answers import show, with_plain_apostrophes
+from distill_ray.recipes.patterns import any_matches
 from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Completion, Message
 
@@ -50,6 +52,7 @@ They are like these, and none of them says the same again:
 {% endfor %}{% endif %}
 Write one per line, without numbers and without explanations."""
 
+NAMES = frozenset({"topic", "number", "examples"})  # what a prompt can print
 FIRST_ROUND, MOST_PER_ROUND = 4, 256  # calls
 MOST_FAILED = 8  # calls one after the other
 MOST_BARREN = 50  # answered calls one after the other without a query that is new: more would be paid for nothing
@@ -65,6 +68,7 @@ class Written:
 
     queries: list[dict[str, str]] = dataclasses.field(default_factory=list)
     near_duplicates: int = 0
+    refused: int = 0  # answers
     failed_calls: int = 0
     calls: int = 0
     replayed: int = 0
@@ -130,7 +134,15 @@ class Requests:
         self.prompts: list[tuple[str, str]] = [(data.system or "", topic) for topic in data.topics or [""]]
         if data.role_prompts is not None:
             self.prompts = _role_prompts(data)
+        self._require_known_names()
         self.seeds = [*data.seeds, *(_lines_of(data) if data.seeds_file is not None else [])]
+
+    def _require_known_names(self) -> None:
+        """Raises ConfigError: the prompt prints what no call has. Found out here, before the teacher is started."""
+        unknown = sorted(self._template.columns - NAMES)
+        if unknown:
+            names = ", ".join(f"`{name}`" for name in unknown)
+            raise ConfigError(f"data.prompt: unknown name {names}; there are: {', '.join(sorted(NAMES))}")
 
     def messages(self, number: int, written: Sequence[str]) -> list[Message]:
         """What call `number` asks, with what was written in earlier rounds."""
@@ -177,6 +189,13 @@ def queries_in(answer: Completion, parse: str) -> list[str]:
         found = [line for line in found if _MARK.match(line)]
     texts = [_MARK.sub("", line).strip() for line in found]
     return [text.strip('"\u201c\u201d').strip() for text in texts if text.strip('"\u201c\u201d').strip()]
+
+
+def _is_refusal(answer: Completion) -> bool:
+    """Whether it is one of the usual refusals, whose lines are no queries."""
+    if answer.finish_reason == "content_filter":
+        return True
+    return any_matches(DEFAULT_REFUSALS, with_plain_apostrophes(answer.text))
 
 
 class Distinct:
@@ -265,6 +284,9 @@ def _take(
         num_before = len(written.queries)
         for sample in answer:
             written.example = written.example or sample.text
+            if _is_refusal(sample):
+                written.refused += 1
+                continue
             for text in queries_in(sample, data.parse):
                 if distinct.add(text):
                     written.queries.append({"text": text})
@@ -291,9 +313,10 @@ def _synthesize(config: RunConfig, folder: RunFolder, requests: Requests, count:
         finally:
             ray.kill(actor)
     if not written.queries:
+        refused = f" ({written.refused} answers were refusals)" if written.refused else ""
         raise DataError(
-            f"data: the teacher wrote no usable query in {written.calls + written.replayed} calls; ask in another way "
-            f"(data.prompt, data.topics, data.parse). An answer: {show(written.example)}"
+            f"data: the teacher wrote no usable query in {written.calls + written.replayed} calls{refused}; ask in "
+            f"another way (data.prompt, data.topics, data.parse). An answer: {show(written.example)}"
         )
     if len(written.queries) < count:
         say(f"data: {len(written.queries)} of {count} queries were written. {_why_so_few(written, config)}")
@@ -305,6 +328,7 @@ def _why_so_few(written: Written, config: RunConfig) -> str:
     if most is not None and written.prompt_tokens + written.completion_tokens >= most:
         return f"generate.max_teacher_tokens ({most}) is spent; run again with more, and it goes on"
     dropped = f"{written.near_duplicates} more were nearly the same as others"
+    dropped += f", {written.refused} answers were refusals" if written.refused else ""
     advice = "more topics or seeds, a prompt that shows `examples`, a higher temperature or data.max_similarity"
     if written.barren_calls >= MOST_BARREN:
         return f"The last {written.barren_calls} calls gave nothing new, and {dropped}. For more: {advice}"

@@ -28,12 +28,16 @@ def checked_text(sample: Completion, refusals: Sequence[str]) -> str:
         raise RowError(RejectReason.ENGINE_ERROR, "the engine gave up on this request")
     if sample.finish_reason == "content_filter":
         raise RowError(RejectReason.REFUSED, f"stopped by the engine's content filter: {show(text)}")
-    # Models like to write a typographic apostrophe; the patterns have the plain one.
-    if any_matches(refusals, text.replace("\u2019", "'")):
+    if any_matches(refusals, with_plain_apostrophes(text)):
         raise RowError(RejectReason.REFUSED, show(text))
     if not text:
         raise RowError(RejectReason.EMPTY_ANSWER, f"no text (finish reason: {sample.finish_reason})")
     return text
+
+
+def with_plain_apostrophes(text: str) -> str:
+    """For the patterns of refusals, which have the plain one: models like to write the typographic one."""
+    return text.replace("\u2019", "'")
 
 
 def good_ones(samples: Sequence[Completion], use: Callable[[Completion], T]) -> list[T]:

@@ -18,6 +18,7 @@ import pytest
 
 from distill_ray.cli import _wrote, main
 from distill_ray.models import DEMO_MODEL_PATH
+from distill_ray.pipeline.generate import Generation
 
 CONFIG = """
 name: bad
@@ -216,6 +217,33 @@ def test_a_stage_out_of_order_says_which_comes_first(
     assert "distill-ray train" in capsys.readouterr().err
     assert command(monkeypatch, "ask", str(tmp_path / "nowhere"), "hello") == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "rejects", "expected", "unexpected"),
+    [
+        (3, {}, ["examples", "next:"], "warning"),
+        (0, {"refused": 2, "cut_off": 1}, ["warning: not one example came of 3 rows (refused 2, cut_off 1)"], "next:"),
+        (0, {"refused": 3}, ["rejects/*.parquet (reason, detail, row)"], "next:"),
+        (0, {"token_budget": 3}, ["raise generate.max_teacher_tokens and run again"], "next:"),
+    ],
+)
+def test_a_generation_without_an_example_does_not_lead_on_to_training(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_examples: int,
+    rejects: dict[str, int],
+    expected: list[str],
+    unexpected: str,
+) -> None:
+    generation = Generation(3, num_examples, sum(rejects.values()), num_examples, rejects, 3, 0, 10, 10, 1.0)
+    monkeypatch.setattr("distill_ray.pipeline.generate.generate", lambda *args, **keys: generation)
+    config = write(tmp_path, "rows.jsonl", b'{"text": "a"}\n' * 3)
+    assert command(monkeypatch, "generate", str(config), "--run-dir", str(tmp_path / "run")) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(text in shown for text in expected)
+    assert unexpected not in shown
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(

@@ -69,16 +69,62 @@ def test_a_data_set_folder_is_loaded_by_datasets_with_its_splits(run: RunFolder,
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    for format in ("messages", "dataset"):
+    (tmp_path / "there.jsonl").write_text("mine")
+    for name, format in (("there.jsonl", "messages"), ("there", "dataset")):
         with pytest.raises(ConfigError, match="is there already"):
-            export(run, tmp_path / "there", format, None)
-    assert (tmp_path / "there").read_text() == "mine"
+            export(run, tmp_path / name, format, None)
+    assert (tmp_path / "there").read_text() == (tmp_path / "there.jsonl").read_text() == "mine"
     empty = RunFolder(tmp_path / "empty")
     with pytest.raises(DistillError, match="run `distill-ray generate` first"):
         export(empty, tmp_path / "none.jsonl", "messages", None)
     with pytest.raises(DistillError, match="cannot write it"):
         export(run, tmp_path / "there" / "below.jsonl", "messages", None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there", "there.jsonl"]
+
+
+def test_a_split_without_examples_names_those_that_have_some(run: RunFolder, tmp_path: Path) -> None:
+    run.delete("examples", "00001.parquet")
+    examples = [Example("r", "train", [{"role": "user", "content": "?"}], "!")] * 3
+    run.write_table(examples_table(examples), "examples", "00000.parquet")
+    run.write_json({"generation_complete": True}, "manifest.json")
+    with pytest.raises(DistillError, match="no example of test; there are train 3; choose with --split"):
+        export(run, tmp_path / "test.jsonl", "messages", "test")
+
+
+def test_a_run_whose_rows_were_all_rejected_is_not_told_to_generate_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.write_json({"generation_complete": True}, "manifest.json")
+    folder.write_table(examples_table([]), "examples", "00000.parquet")
+    with pytest.raises(DistillError, match="no example of train; generation gave none at all: see its rejects/"):
+        export(folder, tmp_path / "train.jsonl", "messages", None)
+
+
+def test_a_run_that_was_stopped_is_exported_with_a_warning(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write_json({"generation_complete": True}, "manifest.json")
+    export(run, tmp_path / "whole.jsonl", "messages", None)
+    assert "stopped" not in capsys.readouterr().err
+    run.write_json({"generation_complete": False}, "manifest.json")
+    assert export(run, tmp_path / "half.jsonl", "messages", None) == {"train": 4}
+    assert "generation was stopped before its end; exporting the examples there are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("train.parquet", "messages", r"ends in \.jsonl, \.ndjson, \.json; or take --format dataset"),
+        ("train.jsonl.gz", "messages", r"ends in \.jsonl, "),
+        ("train", "messages", r"ends in \.jsonl, "),
+        ("train.parquet", "dataset", "writes a folder with Parquet files; give a folder's name"),
+    ],
+)
+def test_a_name_of_another_kind_of_file_is_refused(
+    run: RunFolder, tmp_path: Path, name: str, format: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(run, tmp_path / name, format, None)
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(("format", "split"), [("csv", None), ("messages", "dev")])

@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill_ray.config.data import DatasetSource
 from distill_ray.errors import DataError, InputError, NoReadableRow
 from distill_ray.pipeline.planning import textfile
 from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows
@@ -274,6 +277,18 @@ def test_a_folder_means_all_data_files_below_it_in_order(tmp_path: Path) -> None
         write(tmp_path / name, "text\nx\n" if name.endswith("csv") else GOOD_LINE)
     write_as("c.lance", tmp_path)
     assert [file.label for file in resolve(str(tmp_path))] == ["a/1.csv", "b/2.jsonl", "c.lance"]
+
+
+def test_a_folder_that_datasets_has_saved_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "parts")
+    for name in ("one", "parts"):
+        folder = str(tmp_path / name)
+        with pytest.raises(DataError, match=rf"a saved data set .*; write {{dataset: {re.escape(folder)}}}"):
+            resolve(folder)
+        [file] = resolve(DatasetSource(dataset=folder))
+        assert [row.columns["text"] for row in read_rows(file)] == ["a", "b"]
 
 
 def test_a_glob_means_the_data_files_that_it_matches(tmp_path: Path) -> None:

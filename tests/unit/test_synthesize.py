@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distill_ray.config import RunConfig, SynthesizeDataConfig, parse_config
 from distill_ray.errors import ConfigError, EngineUnavailable, TransientEngineError
+from distill_ray.pipeline.check import check
 from distill_ray.pipeline.planning.planner import normalise
 from distill_ray.pipeline.synthesize import MOST_BARREN, Distinct, Requests, Written, queries_in, write_queries
 from distill_ray.records import Completion, Message
@@ -134,6 +135,32 @@ def test_a_teacher_with_nothing_new_to_say_is_not_asked_as_often_as_it_might_be(
     assert MOST_BARREN <= written.barren_calls < 2 * MOST_BARREN
 
 
+@pytest.mark.parametrize("parse", ["lines", "whole"])
+def test_a_refusal_is_no_query(parse: str) -> None:
+    refusals = [
+        "I'm sorry, but I can't write those.",
+        "I\u2019m sorry, but I can\u2019t write those.\nTry another topic?",
+        "As an AI language model, I cannot do that.",
+    ]
+
+    async def ask(messages: Sequence[Message], call: int) -> list[Completion]:
+        filtered = said("When does", "content_filter")
+        return [*(said(text) for text in refusals), filtered, said("When does it leave?")]
+
+    written = written_by(data_of(max_calls=1, count=1 if parse == "whole" else 10, parse=parse), ask)
+    assert written.queries == [{"text": "When does it leave?"}]
+    assert written.figures()["refused"] == 4
+
+
+def test_a_name_that_a_prompt_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.prompt: unknown name `num`, `text`; there are: examples, number, topic"
+    ):
+        list(check(config_of(prompt="{{ num }} about {{ text }}, {{ topic }}")))
+    prompt = "{% for e in examples %}{{ e }}{% endfor %} {{ number }} of {{ topic }}"
+    assert Requests(data_of(prompt=prompt, per_call=3)).messages(0, [])[0]["content"] == " 3 of trains"
+
+
 def test_a_call_that_fails_costs_only_itself_and_an_engine_that_is_gone_ends_it() -> None:
     async def sometimes(messages: Sequence[Message], call: int) -> list[Completion]:
         if call % 2:
@@ -201,6 +228,7 @@ def config_of(**data: Any) -> RunConfig:
     [
         ({}, "say what to write"),
         ({"topics": ["a"], "role_prompts": "b"}, "say what to write"),
+        ({"prompt": "a", "role_prompts": "b"}, "say what to write"),
         ({"topics": ["a"], "count": 0}, "data.count"),
         ({"topics": ["a"], "source": "x"}, "data.source: unknown key"),
         ({"topics": ["a"], "teacher": {"type": "fake", "sampling": {"temperature": 0}}}, "temperature"),

@@ -148,6 +148,8 @@ def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
     if fs.exists(path):  # before the glob: a file may be called "a[1].jsonl"
         if not fs.isdir(path) or path.endswith(".lance"):
             return [path]
+        if _is_saved(fs, path):
+            raise DataError(f"{where}: a saved data set (of datasets' save_to_disk); write {{dataset: {path}}}")
         files = _data_files(fs, sorted(fs.find(path)), path, format)
         if not files:
             raise DataError(f"{where}: no data file in this folder; known endings: {_known_endings()}")
@@ -163,6 +165,12 @@ def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
         )
         raise DataError(f"{where}: {problem}{neighbours(fs, path)}")
     raise DataError(f"{where}: no such file{neighbours(fs, path)}")
+
+
+def _is_saved(fs: Any, folder: str) -> bool:
+    """Whether `datasets` has written this folder: its .json files are no rows, and the rows are in Arrow files."""
+    names = {posixpath.basename(str(path)) for path in fs.ls(folder, detail=False)}
+    return "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= names
 
 
 def _data_files(fs: Any, paths: Sequence[str], root: str, format: Format) -> list[str]:
