@@ -80,8 +80,8 @@ def milliseconds(seconds: np.ndarray) -> dict[str, float]:
 
 def build(num_rows: int, folder: Path) -> dict[str, Any]:
     """Save an index, queries and how near their nearest rows are."""
-    from distill_ray.serving.conversation import request_key
-    from distill_ray.serving.index import NearestIndex
+    from distill_ray.serving.routing.conversation import request_key
+    from distill_ray.serving.routing.index import NearestIndex
 
     rows, queries = clustered(num_rows, NUM_REQUESTS)
     started = time.perf_counter()
@@ -98,9 +98,9 @@ def build(num_rows: int, folder: Path) -> dict[str, Any]:
 
 def search(folder: Path) -> dict[str, Any]:
     """Load the index and decide about each query."""
-    from distill_ray.serving.conversation import request_key
-    from distill_ray.serving.index import NearestIndex
-    from distill_ray.serving.router import decide
+    from distill_ray.serving.routing.conversation import request_key
+    from distill_ray.serving.routing.index import NearestIndex
+    from distill_ray.serving.routing.router import decide
 
     queries, nearest = np.load(folder / "queries.npy"), np.load(folder / "nearest.npy")
     fingerprint = request_key(BODY, IGNORE).fingerprint
@@ -130,9 +130,9 @@ def bundle_around(index: Any) -> Any:
     import pyarrow as pa
 
     from distill_ray.config import EmbedderConfig, SamplingConfig
-    from distill_ray.serving.bundle import Bundle, Manifest, StudentSpec
-    from distill_ray.serving.conversation import request_key
-    from distill_ray.serving.decision import NUM_FEATURES, DecisionModel
+    from distill_ray.serving.routing.bundle import Bundle, Manifest, StudentSpec
+    from distill_ray.serving.routing.conversation import request_key
+    from distill_ray.serving.routing.decision import NUM_FEATURES, DecisionModel
 
     model = DecisionModel(
         kind="regression", intercept=0.0, weights=[0.1] * NUM_FEATURES["regression"], embedding_weights=[0.01] * DIM
@@ -168,7 +168,7 @@ def bundle_around(index: Any) -> Any:
 def embedding(rounds: int) -> list[dict[str, Any]]:
     """Both runtimes, text by text in turn."""
     from distill_ray.config.serve import EmbedderConfig
-    from distill_ray.serving.embedder import load_embedder
+    from distill_ray.serving.routing.embedder import load_embedder
 
     embedders = {runtime: load_embedder(EmbedderConfig(runtime=runtime)) for runtime in ("onnx", "torch")}
     results = []

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import statistics
@@ -265,7 +266,8 @@ def equation_figures(trial: Trial, folder: RunFolder) -> Figures:
         **training_figures(folder),
         "exact match": metrics["student_after"]["exact_match"],
         "equation": metrics["student_after"]["equation"],
-        "teacher's equation": metrics["teacher"]["equation"],
+        # Of `standard`, which learns gold labels only and asks nobody, there is none.
+        "teacher's equation": metrics["teacher"]["equation"] if metrics["teacher"] else math.nan,
     }
 
 
@@ -468,7 +470,9 @@ def table(experiment: Experiment, found: Mapping[tuple[str, ...], Sequence[Figur
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, which is left out where it rounds to nothing."""
+    """Mean and standard deviation, which is left out where it rounds to nothing; a dash where there is no figure."""
+    if any(map(math.isnan, values)):
+        return "-"
     mean = statistics.mean(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     digits = 0 if mean >= 100 else 1 if mean >= 10 else 3

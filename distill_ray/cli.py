@@ -25,7 +25,7 @@ from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline import interrupts
 from distill_ray.serving import serve_cli
-from distill_ray.serving.pairs_cli import pairs_app
+from distill_ray.serving.collecting.pairs_cli import pairs_app
 
 if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
@@ -162,8 +162,8 @@ def calibrate(
     Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`
     """
     from distill_ray.pipeline.run import noted, stored_config
-    from distill_ray.serving.calibrate import calibrate as run_stage
-    from distill_ray.serving.calibration_table import calibration_table
+    from distill_ray.serving.calibration.calibrate import calibrate as run_stage
+    from distill_ray.serving.calibration.table import calibration_table
 
     folder = _existing(run_dir)
     config = stored_config(folder, overrides or [])

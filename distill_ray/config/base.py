@@ -23,7 +23,18 @@ class Config(BaseModel):
     )
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("empty; write what to look for, or leave the key out")
+    return text
+
+
+Marker = Annotated[str, AfterValidator(_not_empty)]
+"""Text to look for in an answer."""
+
+
 def _compiles(pattern: str) -> str:
+    _not_empty(pattern)
     try:
         regex.compile(pattern)
     except regex.error as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config, FilePath, Pattern
+from distill_ray.config.base import Config, FilePath, Marker, Pattern
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig
 from distill_ray.plugins import Group, Variants
 
@@ -59,10 +59,10 @@ class ParseConfig(Config):
     regex: Pattern | None = None
     """The last match's first group (or whole match, if the pattern has no group)."""
 
-    json_field: str | None = None
+    json_field: Marker | None = None
     """A dotted path into the answer read as JSON (a ```json fence around it is accepted)."""
 
-    after: str | None = None
+    after: Marker | None = None
     """What stands behind the last occurrence of this marker."""
 
     @model_validator(mode="after")
@@ -133,10 +133,10 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
     examples: list[WorkedExample] = []
     """Few-shot turns for the teacher, each answered with rationale, marker and label."""
 
-    marker: str = "The answer is"
+    marker: Marker = "The answer is"
     """Stands between rationale and label in the teacher's answers."""
 
-    cut_at: str | None = "\nQ:"
+    cut_at: Marker | None = "\nQ:"
     """A completion model goes on with a next question: everything from here on is dropped. null keeps it."""
 
     label_pattern: Pattern | None = None
@@ -152,8 +152,8 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
     """Which label the student learns: the data's own, or the teacher's where there is none."""
 
     mode: Literal["task_prefix", "standard", "single"] = "task_prefix"
-    """task_prefix: label and rationale as two tasks. standard: the label only, without a prefix. single: rationale
-    and label in one answer."""
+    """task_prefix: label and rationale as two tasks. standard: the label only, without a prefix; with gold labels
+    nobody is asked and no rationale is read. single: rationale and label in one answer."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the label's loss; the rationale's is 1 - alpha. For `task_prefix`."""
@@ -179,9 +179,14 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
         return self
 
     @property
+    def learns_gold_only(self) -> bool:
+        """Whether all that is learnt is the data's own labels: then there is no teacher's answer, nor a use for one."""
+        return self.mode == "standard" and self.label_source == "gold"
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether the teacher is asked for anything."""
-        return self.rationale_column is None
+        return self.rationale_column is None and not self.learns_gold_only
 
 
 CRITIQUE_REQUEST = (

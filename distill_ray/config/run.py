@@ -98,6 +98,11 @@ class RunConfig(Config):
         return self
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher is asked for anything, queries included."""
+        return self.recipe.asks_teacher or isinstance(self.data, SynthesizeDataConfig)
+
+    @property
     def plugins(self) -> dict[str, str]:
         """Who answers, and what asks and scores, where other packages bring it: "recipe shout" -> "PACKAGE VERSION"."""
         reward = getattr(self.recipe, "reward", None)
@@ -195,7 +200,9 @@ def _set_default_types(raw: dict[str, Any]) -> None:
     recipe = raw.get("recipe")
     if isinstance(recipe, dict):
         recipe.setdefault("type", "context")
-        if recipe.get("rationale_column") is not None or recipe.get("chains") is not None:
+        gold_only = recipe.get("mode") == "standard" and recipe.get("label_source", "gold") == "gold"
+        in_data = recipe.get("rationale_column") is not None or recipe.get("chains") is not None
+        if in_data or (gold_only and recipe["type"] == "step_by_step"):
             raw.setdefault("teacher", {"type": "none"})
     train = raw.get("train")
     if isinstance(train, dict) and isinstance(train.get("loss"), dict):

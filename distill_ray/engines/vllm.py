@@ -23,6 +23,7 @@ import psutil
 
 from distill_ray.config.engine import SamplingConfig, StructuredOutput, VllmEngineConfig
 from distill_ray.engines.base import Engine, hash_ids, request_seed
+from distill_ray.engines.last_words import died, last_words
 from distill_ray.errors import ConfigError, EngineUnavailable, RequestRejected, TransientEngineError
 from distill_ray.models import ChatTokenizer, model_identity, resolve_model
 from distill_ray.records import Completion, Message, RejectReason
@@ -108,7 +109,8 @@ class VllmEngine(Engine):
             raise ConfigError(f"teacher.model: vLLM cannot load {self.config.model!r}: {error}") from error
         except RuntimeError as error:  # what vLLM raises when its engine process ends before it is ready
             raise EngineUnavailable(
-                f"vLLM did not start with model {self.config.model!r} ({error}); its own messages are in logs/"
+                f"vLLM did not start with model {self.config.model!r} ({last_words() or error}); its own messages are "
+                "in logs/"
             ) from error
         if self.config.num_gpus == 0:
             _share_core_with_worker()
@@ -125,10 +127,7 @@ class VllmEngine(Engine):
             if self._llm is not dead:
                 return  # another request has done it
             if self._num_restarts >= self.config.max_retries:
-                raise EngineUnavailable(
-                    f"vLLM's engine process died {self._num_restarts + 1} times; its own messages are in logs/ "
-                    "(out of memory? lower engine_kwargs.max_num_seqs or max_model_len)"
-                )
+                raise EngineUnavailable(died(self._num_restarts + 1))
             self._num_restarts += 1
             with contextlib.suppress(Exception):  # it is dead already; whatever it says changes nothing
                 dead.shutdown()

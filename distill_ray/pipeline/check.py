@@ -140,7 +140,10 @@ def _problems(folder: RunFolder) -> tuple[int, str]:
 
 
 def check_teacher(config: RunConfig) -> Iterator[str]:
-    """Whether it can be asked. Raises ConfigError."""
+    """Whether it can be asked, where it is asked for anything. Raises ConfigError."""
+    if not config.asks_teacher:
+        yield "teacher: nobody is asked"
+        return
     yield f"teacher {_check_engine(config.teacher, 'teacher')}"
 
 
@@ -188,11 +191,23 @@ def _check_engine(engine: EngineConfig, key: str) -> str:
     prompts_of(engine, key=f"{key}.model")
     if isinstance(engine, VllmEngineConfig) and is_encoder_decoder(engine, key=f"{key}.model"):
         raise ConfigError(f"{key}: vLLM runs no encoder-decoder models, and {engine.model} is one; take type hf")
+    if isinstance(engine, VllmEngineConfig):
+        _require_vocabulary(engine, key)
     if not (isinstance(engine, VllmEngineConfig) and "load_format" in engine.engine_kwargs):
         require_safetensors(engine.model, key=f"{key}.model")
     where = f"{engine.num_gpus} GPUs per replica" if engine.num_gpus else "CPU"
     pool = f", {engine.replicas.min} to {engine.replicas.max} replicas" if isinstance(engine, VllmEngineConfig) else ""
     return f"`{engine.model}` on {engine.type}: tokenizer and chat template; {where}{pool}"
+
+
+def _require_vocabulary(engine: VllmEngineConfig, key: str) -> None:
+    """Raises ConfigError: more alternatives per token than there are tokens, of which vLLM's engine would die."""
+    vocabulary = load_model_config(engine, key=f"{key}.model").get_text_config().vocab_size
+    if engine.sampling.top_logprobs > vocabulary:
+        raise ConfigError(
+            f"{key}.sampling.top_logprobs: {engine.sampling.top_logprobs}, and {engine.model} has a vocabulary of "
+            f"{vocabulary} tokens; lower it (20 is a good start)"
+        )
 
 
 def _say_if_from_hub(model: str, key: str) -> None:

@@ -10,9 +10,12 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
+import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -35,6 +38,9 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning that GPUs will one day not be hidden
 }
+
+SAID_CHARS = 600  # of a foreign error, in our message
+_ADVICE = re.compile(r"(?:\A|\n)Failed to [^\n]* after \d+/\d+ attempts .*", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -123,12 +129,17 @@ def engine_resources(config: RunConfig) -> dict[str, Any]:
         ConfigError: this machine has not got it.
     """
     teacher = config.teacher
-    num_gpus = teacher.num_gpus
+    num_gpus = teacher_gpus(config)
     each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
     require_resources("teacher.replicas", teacher.replicas.min, each)
     if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
         return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
     return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
+
+
+def teacher_gpus(config: RunConfig) -> int:
+    """GPUs of one engine: none for a teacher that is named and not asked, as nothing of it is loaded."""
+    return config.teacher.num_gpus if config.asks_teacher else 0
 
 
 def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:
@@ -158,11 +169,50 @@ def own_error(error: BaseException) -> DistillError | None:
         seen.add(id(current))
         # Ray's wrapper may also inherit from the class of its cause, with a whole traceback as its message.
         if isinstance(current, DistillError) and not isinstance(current, ray.exceptions.RayError):
-            # Ray Data adds advice about its own retries to the first argument of whatever a worker raises.
-            current.args = tuple(a.partition("\nFailed to ")[0] if isinstance(a, str) else a for a in current.args)
+            _drop_advice(current)
             return current
         pending += [current.__context__, current.__cause__, getattr(current, "cause", None)]
     return None
+
+
+def raised_by(error: BaseException) -> str:
+    """What was raised inside a worker, in one line without Ray's wrappers: "ValueError: its text"."""
+    inner = _behind_wrappers(error)
+    _drop_advice(inner)
+    if isinstance(inner, ray.exceptions.RayError):  # its text is a whole traceback
+        lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+        text = lines[-1] if lines else type(inner).__name__
+    else:
+        text = ": ".join(part for part in (type(inner).__name__, " ".join(str(inner).split())) if part)
+    return text if len(text) <= SAID_CHARS else f"{text[: SAID_CHARS - 3]}..."
+
+
+def keep_traceback(error: BaseException, folder: RunFolder) -> str:
+    """Write a foreign error's traceback, which Ray brought here, to the run's log; says where that is.
+
+    A stage has sent this process's error stream to the log (`progress.noise_to`); a run on a store has none.
+    """
+    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    return f"its traceback is in {folder.path('logs', 'driver.log')}" if folder.is_local else "its traceback is above"
+
+
+def _behind_wrappers(error: BaseException) -> BaseException:
+    """The first error with a `cause` of Ray's leads to what the worker raised; without one it is the error itself."""
+    found = [error]
+    for current in found:
+        cause = getattr(current, "cause", None)
+        if isinstance(cause, BaseException) and cause not in found:
+            return _behind_wrappers(cause)
+        found += [e for e in (current.__cause__, current.__context__) if e is not None and e not in found]
+    return error
+
+
+def _drop_advice(error: BaseException) -> None:
+    """Ray Data adds advice about its own retries to the first argument of whatever a worker raises."""
+    kept = [_ADVICE.sub("", arg) if isinstance(arg, str) else arg for arg in error.args]
+    if kept != list(error.args):
+        error.args = tuple(arg for arg in kept if arg != "")
 
 
 def redirect_output(folder: RunFolder, name: str) -> None:

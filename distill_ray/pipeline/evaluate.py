@@ -28,7 +28,7 @@ from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
 from distill_ray.models import is_encoder_decoder, prompts_of
-from distill_ray.pipeline.cluster import connected, default_gpus, own_error, redirect_output
+from distill_ray.pipeline.cluster import connected, default_gpus, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
@@ -129,7 +129,7 @@ def _held_out_rows(
                     "row_id": row.row_id,
                     "query": row.query,
                     # From the row itself: `evaluate.reference` may be set after generating.
-                    "reference": reference_of(row.columns, config.evaluate.reference),
+                    "reference": reference_of(row.columns, config.evaluate.reference) or _gold(config, example),
                     "teacher_answer": teachers_answer(config, example, row),
                     "is_datas_own": has_only_a_label(config, row),
                     "draft": example["draft"],
@@ -151,12 +151,18 @@ def _held_out_rows(
     return rows[:most], unanswered
 
 
+def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
+    """The label to learn, where no teacher was asked: what is right is known then, whatever the config names."""
+    is_gold = isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
+    return example["completion"] if is_gold else None
+
+
 def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> str:
     """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label.
 
-    Where it said nothing at all the data's own label stands in for it (`has_only_a_label`).
+    Where nothing but gold labels is learnt, or it said nothing at all (`has_only_a_label`), the label stands for it.
     """
-    if isinstance(config.recipe, StepByStepRecipeConfig):
+    if isinstance(config.recipe, StepByStepRecipeConfig) and not config.recipe.learns_gold_only:
         if has_only_a_label(config, row):
             return example["completion"].removeprefix(config.recipe.marker).strip()
         return example["teacher_answer"] or ""
@@ -166,7 +172,7 @@ def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> 
 def has_only_a_label(config: RunConfig, row: Row) -> bool:
     """Whether nobody answered a held-out row: rationales come from a column, and this row has none there."""
     recipe = config.recipe
-    if not isinstance(recipe, StepByStepRecipeConfig) or recipe.rationale_column is None:
+    if not isinstance(recipe, StepByStepRecipeConfig) or recipe.learns_gold_only or recipe.rationale_column is None:
         return False
     return is_blank(row.columns.get(recipe.rationale_column))
 
@@ -255,7 +261,8 @@ def _answer(
         # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
         ours = own_error(error)
         if ours is None:
-            raise DistillError(f"evaluation failed inside Ray: {error}; see {folder.root}/logs") from error
+            where = keep_traceback(error, folder)
+            raise DistillError(f"evaluation failed inside Ray: {raised_by(error)}; {where}") from error
         raise ours from None
 
 
@@ -307,7 +314,7 @@ def _score(
             )
         )
     except ray.exceptions.RayError as error:
-        raise own_error(error) or DistillError(f"scoring failed inside Ray: {error}") from None
+        raise own_error(error) or DistillError(f"scoring failed inside Ray: {raised_by(error)}") from None
     for row, loss in zip(rows, losses, strict=True):
         row[name] = float(loss)
 

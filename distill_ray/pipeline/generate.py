@@ -28,7 +28,7 @@ import ray.exceptions
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.cluster import connected, engine_resources, own_error
+from distill_ray.pipeline.cluster import connected, engine_resources, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import start_helpers
 from distill_ray.pipeline.interrupts import insist
@@ -225,8 +225,8 @@ def _run_partitions(
             ours = own_error(error)
             if ours is None:
                 raise DistillError(
-                    f"generation failed inside Ray: {_last_line(error)}; see {folder.root}/logs. Finished calls are "
-                    "kept: run the same command again to go on"
+                    f"generation failed inside Ray: {raised_by(error)}; {keep_traceback(error, folder)}. Finished "
+                    "calls are kept: run the same command again to go on"
                 ) from error
             raise ours from None
     return ray.get(tally.state.remote())
@@ -313,8 +313,3 @@ def _check_rejects(config: RunConfig, generation: Generation) -> None:
     limit = config.generate.max_reject_frac
     if counted > limit * generation.rows_in:
         raise TooManyRejects(Tally.message(counted, generation.rows_in, limit, generation.rejects, []))
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -22,7 +22,7 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.cluster import own_error, redirect_output, require_resources
+from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output, require_resources, teacher_gpus
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
@@ -65,7 +65,7 @@ def require_helpers(config: RunConfig) -> None:
     teacher = config.teacher
     together = {
         "CPU": ("the CPUs of both", replicas * cpus + teacher.replicas.min * teacher.cpus),
-        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher.num_gpus)),
+        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher_gpus(config))),
     }
     require_resources(f"teacher beside {key}", 1, together)
 
@@ -96,7 +96,7 @@ def _answered(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        raise own_error(error) or DistillError(f"a reward actor failed inside Ray: {error}") from None
+        raise own_error(error) or DistillError(f"a reward actor failed inside Ray: {raised_by(error)}") from None
 
 
 class RewardActor:
@@ -214,7 +214,7 @@ class BatchedScorer:
         try:
             scores = await self._score_batch([item for item, _ in batch])
         except Exception as error:  # each row gets it
-            ours = own_error(error) or DistillError(f"the reward failed: {error}")
+            ours = own_error(error) or DistillError(f"the reward failed: {raised_by(error)}")
             for _, future in batch:
                 if not future.done():
                     future.set_exception(ours)

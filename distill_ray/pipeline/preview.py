@@ -20,7 +20,7 @@ from rich.panel import Panel
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
-from distill_ray.pipeline.cluster import connected, engine_resources, own_error, redirect_output
+from distill_ray.pipeline.cluster import connected, engine_resources, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
@@ -134,7 +134,7 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
                     ray.remote(_answer).options(**resources, **options).remote(config, folder, rows, helpers)
                 )
             except ray.exceptions.RayError as error:
-                raise own_error(error) or DistillError(f"preview failed inside Ray: {error}") from None
+                raise own_error(error) or DistillError(f"preview failed inside Ray: {raised_by(error)}") from None
     by_id = {row.row_id: (row, answer) for row, answer in zip(rows, answers, strict=True)}
     for record in records:
         if record["row_id"] not in by_id:

@@ -39,9 +39,9 @@ def recipe_figures(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if isinstance(config.recipe, SelfCritiqueRecipeConfig):
         figures["revisions"] = revision_figures(_chains(folder))
-    if isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.label_column is not None:
-        columns = (config.recipe.label_column, config.recipe.rationale_column)
-        figures["labels"] = label_figures(_labels(folder, *columns))
+    recipe = config.recipe
+    if isinstance(recipe, StepByStepRecipeConfig) and recipe.label_column is not None and not recipe.learns_gold_only:
+        figures["labels"] = label_figures(_labels(folder, recipe.label_column, recipe.rationale_column))
     if config.teacher.sampling.top_logprobs:
         figures["soft_targets"] = soft_target_figures(_topk_logprobs(folder))
     return figures

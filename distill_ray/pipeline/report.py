@@ -91,10 +91,14 @@ def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
         scores = [f"{title} {metrics[who]['exact_match']:.3f}" for who, title in titles.items() if metrics.get(who)]
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     return (
-        f"`{config.student.model}` learned {LEARNED.get(config.recipe.type, 'its answers')}, from {_teacher(config)}. "
+        f"`{config.student.model}` learned {_learned(config, metrics)}, from {_teacher(config)}. "
         f"{what} on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
         f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({_saving(before, after)} fewer)."
     )
+
+
+def _learned(config: RunConfig, metrics: Mapping[str, Any]) -> str:
+    return "the labels" if metrics.get("gold_only") else LEARNED.get(config.recipe.type, "its answers")
 
 
 def _result(metrics: Mapping[str, Any]) -> str:
@@ -103,8 +107,9 @@ def _result(metrics: Mapping[str, Any]) -> str:
     notes = ["In brackets: 95 % interval, bootstrapped over rows."]
     notes += ["The student never sees the context."] if _has_context(metrics) else []
     notes += ["Loss: of the answers to learn under the student."]
-    datas_own = metrics.get("num_rows_of_data_alone", 0)
-    if datas_own:
+    if metrics.get("gold_only"):
+        notes.append("The labels are the data's own: no teacher was asked.")
+    elif datas_own := metrics.get("num_rows_of_data_alone"):
         notes.append(f"{datas_own} rows have no rationale, so they are held against the data's own label alone.")
     elif metrics.get("teacher") is None:
         notes.append("The data names no reference, so exact match is against the teacher's answer.")
@@ -176,7 +181,7 @@ def _role_titles(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _teacher(config: RunConfig) -> str:
-    if isinstance(config.teacher, NoEngineConfig):
+    if not config.recipe.asks_teacher or isinstance(config.teacher, NoEngineConfig):
         return "answers that were in the data"
     return f"{config.teacher.model} ({config.teacher.type})"
 

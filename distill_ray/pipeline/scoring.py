@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill_ray.config import RunConfig
+from distill_ray.config import RunConfig, StepByStepRecipeConfig
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import confusion, exact_match, interval, metric_of, token_f1
 
@@ -70,11 +70,12 @@ def score_predictions(
             "raise data.holdout or give data.test"
         )
     expected = [_expected(row) for row in scored]
-    datas_own = sum(_is_datas_own(row) for row in scored)
+    datas_own = sum(bool(row.get("is_datas_own")) for row in scored)
     metrics: dict[str, Any] = {
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
         "recipe": config.recipe.type,
+        "gold_only": _gold_only(config),
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
         **({"num_rows_of_data_alone": datas_own} if datas_own else {}),
@@ -89,15 +90,21 @@ def score_predictions(
         metrics["reward"] = rewards
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
-    return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
+    return metrics, [_prediction(config, row, gold) for row, gold in zip(scored, expected, strict=True)]
+
+
+def _gold_only(config: RunConfig) -> bool:
+    """Whether the data's own labels stand where a teacher's answers would."""
+    return isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
 
 
 def _expected(row: Mapping[str, Any]) -> str:
     return row["reference"] if row["reference"] is not None else row["teacher_answer"]
 
 
-def _is_datas_own(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("is_datas_own"))
+def _has_teacher(config: RunConfig, row: Mapping[str, Any]) -> bool:
+    """Whether its answer is a teacher's, and not the data's own label in its place."""
+    return not _gold_only(config) and not row.get("is_datas_own")
 
 
 def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -105,7 +112,7 @@ def _score_teacher(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict
     judged = [
         (row["teacher_answer"], row["reference"])
         for row in rows
-        if row["reference"] is not None and not _is_datas_own(row)
+        if row["reference"] is not None and _has_teacher(config, row)
     ]
     return _with_intervals(config, _compared(config, judged)) if judged else None
 
@@ -132,7 +139,7 @@ def _score_student(
     values["agreement"] = [
         exact_match(answer, row["teacher_answer"])
         for answer, row in zip(answers, rows, strict=True)
-        if not _is_datas_own(row)
+        if _has_teacher(config, row)
     ]
     values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
     return _with_intervals(config, values)
@@ -160,14 +167,15 @@ def _with_interval(config: RunConfig, name: str, per_row: Sequence[float]) -> di
     return {name: _mean(per_row), f"{name}_low": low, f"{name}_high": high}
 
 
-def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
+def _prediction(config: RunConfig, row: Mapping[str, Any], expected: str) -> dict[str, Any]:
     before, after = row["student_before"] or "", row["student_after"] or ""
-    reference = row["reference"] if not _is_datas_own(row) else None
+    has_teacher = _has_teacher(config, row)
+    reference = row["reference"] if has_teacher else None
     computed = {
         "match": exact_match(after, expected),
         "match_before": exact_match(before, expected),
         "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
-        "agreement": exact_match(after, row["teacher_answer"]) if not _is_datas_own(row) else None,
+        "agreement": exact_match(after, row["teacher_answer"]) if has_teacher else None,
         "token_f1": token_f1(after, expected),
     }
     return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}

@@ -26,8 +26,8 @@ def parse_answer(text: str, config: ParseConfig) -> str | None:
     elif config.json_field is not None:
         found = _json_field(text, config.json_field.split("."))
     else:
-        marker = config.after or ""
-        found = text.rpartition(marker)[2] if marker and marker in text else None
+        assert config.after, "exactly one is given, and no marker is empty"
+        found = text.rpartition(config.after)[2] if config.after in text else None
     found = (found or "").strip()
     return found if found and _is_unicode(found) else None
 

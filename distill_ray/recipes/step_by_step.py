@@ -37,7 +37,8 @@ class Explained:
 
 
 class StepByStepRecipe:
-    """One call to the teacher per row (none where a column has the rationales), two examples per good sample.
+    """One call to the teacher per row, two examples per good sample. No call where a column has the rationales, or
+    where gold labels alone are learnt: that is one example, whatever is or is not in the column.
 
     Raises:
         ConfigError: a template does not compile.
@@ -49,9 +50,11 @@ class StepByStepRecipe:
         self._label_prompt = TextTemplate(config.label_prompt, key="recipe.label_prompt")
         self._rationale_prompt = TextTemplate(config.rationale_prompt, key="recipe.rationale_prompt")
         named = {"recipe.rationale_column": config.rationale_column, "recipe.label_column": config.label_column}
+        if config.learns_gold_only:
+            del named["recipe.rationale_column"]
         self._columns = {name: key for key, name in named.items() if name is not None}
         self.columns = dict.fromkeys(self._query.columns, "recipe.query") | self._columns
-        for template in (self._label_prompt, self._rationale_prompt):
+        for template in (self._label_prompt, self._rationale_prompt) if config.mode == "task_prefix" else ():
             for column in template.columns - {"query"}:
                 self.columns.setdefault(column, template.key)
         self._before: list[Message] = []
@@ -92,6 +95,8 @@ class StepByStepRecipe:
         """Ask the teacher, or read its answer from the row; every good sample gives the examples of `mode`."""
         try:
             gold = self._gold(row)
+            if self.config.learns_gold_only:
+                return self._examples(row, Explained("", None, "data"), gold)
             explained = await self._explained(row, engines)
             return [example for each in explained for example in self._examples(row, each, gold)]
         except RowError as error:

@@ -15,7 +15,7 @@ import httpx
 
 from distill_ray.config import OpenAIEngineConfig
 from distill_ray.errors import ApiError
-from distill_ray.serving.wire import error_of
+from distill_ray.serving.front.wire import error_of
 
 Method = Literal["chat", "completions"]
 

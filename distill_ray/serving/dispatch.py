@@ -24,17 +24,17 @@ import numpy as np
 from distill_ray.config import ParseConfig, SamplingConfig, ServeConfig
 from distill_ray.errors import ApiError, EmbedderError, TextTooLong
 from distill_ray.records import Message
-from distill_ray.serving.answer import Answer, StreamedAnswer, whole_answer
 from distill_ray.serving.backends import Backend, Method
 from distill_ray.serving.bodies import for_client, mean_logprob, parse_response, with_defaults
 from distill_ray.serving.breaker import Breaker
-from distill_ray.serving.bundle import Bundle
 from distill_ray.serving.chunks import as_chunks, begin, in_turn
-from distill_ray.serving.conversation import RequestKey, request_key, strip_context, with_context
+from distill_ray.serving.collecting.answer import Answer, StreamedAnswer, whole_answer
+from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.latch import Latch
-from distill_ray.serving.limits import Limits
 from distill_ray.serving.metrics import Metrics
-from distill_ray.serving.router import Decision, Reason, decide, screen
+from distill_ray.serving.routing.bundle import Bundle
+from distill_ray.serving.routing.conversation import RequestKey, request_key, strip_context, with_context
+from distill_ray.serving.routing.router import Decision, Reason, decide, screen
 
 _LOG = logging.getLogger("distill_ray.serving")
 TEACHER_RETRY_S = 5.0

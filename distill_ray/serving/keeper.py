@@ -22,14 +22,14 @@ from ray import serve
 from distill_ray.config import OpenAIEngineConfig, RunConfig
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.serving.bundles import Bundles
-from distill_ray.serving.limits import Entry, Usage
+from distill_ray.serving.collecting.pairs import Pair
+from distill_ray.serving.collecting.store import PairStore, make_store
+from distill_ray.serving.collecting.writer import Writer
+from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, add_up, exposition, figures
 from distill_ray.serving.models import student_application
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.pairs import Pair
-from distill_ray.serving.store import PairStore, make_store
-from distill_ray.serving.writer import Writer
+from distill_ray.serving.routing.bundles import Bundles
 
 STUDENTS_S, SAVE_S, COUNT_S = 1.0, 5.0, 60.0
 GONE_S = 10.0  # a router that has not reported for so long is gone; what it counted still counts

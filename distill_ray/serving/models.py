@@ -27,10 +27,10 @@ from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Completion, Message
 from distill_ray.serving.backends import UP_S, Backend, Method
-from distill_ray.serving.bundle import read_manifest
 from distill_ray.serving.chunks import as_chunks
+from distill_ray.serving.front.wire import error_of
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.wire import error_of
+from distill_ray.serving.routing.bundle import read_manifest
 
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 

@@ -27,21 +27,21 @@ from distill_ray.engines import make_engine
 from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
 from distill_ray.recipes.context import ContextRecipe
 from distill_ray.records import Message
-from distill_ray.serving.answer import Answer
 from distill_ray.serving.backends import Backend, RemoteBackend
-from distill_ray.serving.bundle import Bundle, load_bundle
-from distill_ray.serving.bundles import Bundles
+from distill_ray.serving.collecting.answer import Answer
+from distill_ray.serving.collecting.pairs import Pair, make_pair, why_not_kept
+from distill_ray.serving.collecting.spool import Spool
+from distill_ray.serving.collecting.writer import Drain
 from distill_ray.serving.dispatch import Asked, Dispatcher, Live
-from distill_ray.serving.embedder import BatchedEmbedder, load_embedder
-from distill_ray.serving.ingress import build
-from distill_ray.serving.keys import load_keys
-from distill_ray.serving.limits import Entry, Limits
+from distill_ray.serving.front.ingress import build
+from distill_ray.serving.front.keys import load_keys
+from distill_ray.serving.front.limits import Entry, Limits
 from distill_ray.serving.metrics import Metrics, exposition, figures
 from distill_ray.serving.models import DeployedBackend
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.pairs import Pair, make_pair, why_not_kept
-from distill_ray.serving.spool import Spool
-from distill_ray.serving.writer import Drain
+from distill_ray.serving.routing.bundle import Bundle, load_bundle
+from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.embedder import BatchedEmbedder, load_embedder
 
 WATCH_S, REPORT_S = 1.0, 1.0
 KEEPER_TIMEOUT_S = 30.0

@@ -17,7 +17,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.guard=strict`. Repeatable."),
 ]
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of a service. Only their hashes are stored.")
+keys_app = typer.Typer(name="keys", no_args_is_help=True, help="API keys of a service. Only their hashes are stored.")
 
 
 def serve(
@@ -66,9 +66,9 @@ def serve(
 
 def _preflight(config: RunConfig, folder: str, bundle: str | None) -> None:
     """What is wrong with the files is said before anything starts."""
-    from distill_ray.serving.bundles import Bundles
-    from distill_ray.serving.embedder import load_embedder
-    from distill_ray.serving.keys import load_keys
+    from distill_ray.serving.front.keys import load_keys
+    from distill_ray.serving.routing.bundles import Bundles
+    from distill_ray.serving.routing.embedder import load_embedder
 
     load_keys(config.serve.keys, str(Path(folder) / "keys.jsonl"), config.serve.host)
     bundles = Bundles(Path(folder) / "bundles")
@@ -125,7 +125,7 @@ def add_key(config: ConfigPath, owner: Annotated[str, typer.Argument(help="Whose
 
     Example: `distill-ray keys add config.yaml alice`
     """
-    from distill_ray.serving.keys import add_key
+    from distill_ray.serving.front.keys import add_key
 
     typer.echo(add_key(_keys_file(load_config(config)), owner))
     typer.echo("This is shown once; a running service knows it when it is started again.", err=True)
@@ -137,7 +137,7 @@ def list_keys(config: ConfigPath) -> None:
 
     Example: `distill-ray keys list config.yaml`
     """
-    from distill_ray.serving.keys import read_keys
+    from distill_ray.serving.front.keys import read_keys
 
     for key in read_keys(_keys_file(load_config(config))):
         typer.echo(f"{key.owner}  {key.digest[:12]}")
@@ -150,8 +150,8 @@ def _keys_file(config: RunConfig) -> Path:
 
 
 def _bundles(config: RunConfig):  # type: ignore[no-untyped-def]
-    from distill_ray.serving.bundles import Bundles
     from distill_ray.serving.names import service_folder
+    from distill_ray.serving.routing.bundles import Bundles
 
     return Bundles(Path(service_folder(config)) / "bundles")
 
@@ -165,4 +165,4 @@ def add_to(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(promote)
     app.command()(rollback)
-    app.add_typer(keys_app, name="keys")
+    app.add_typer(keys_app)

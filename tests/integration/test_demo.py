@@ -20,12 +20,12 @@ from distill_ray.pipeline.ask import stream_answer
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.run import run, stored_config
 from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
-from distill_ray.serving.bundle import NEVER
-from distill_ray.serving.bundles import Bundles
-from distill_ray.serving.calibrate import calibrate
-from distill_ray.serving.conversation import request_key
-from distill_ray.serving.embedder import load_embedder
-from distill_ray.serving.router import decide
+from distill_ray.serving.calibration.calibrate import calibrate
+from distill_ray.serving.routing.bundle import NEVER
+from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.conversation import request_key
+from distill_ray.serving.routing.embedder import load_embedder
+from distill_ray.serving.routing.router import decide
 from tests.integration.running_service import Service, serving, until
 
 SETTINGS = [
@@ -189,7 +189,7 @@ def test_the_bundle_is_served_with_real_models_on_both_sides(
     folder, _ = demo_run
     raw = yaml.safe_load(folder.read_bytes("config.yaml"))
     raw["teacher"] |= {"cpus": 0.5}
-    raw["serve"] |= {
+    raw["serve"] = {
         "folder": str(tmp_path / "service"),
         "student": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
         "headers": True,

@@ -19,7 +19,7 @@ import s3fs
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.serving.store import Selection, make_store
+from distill_ray.serving.collecting.store import Selection, make_store
 from tests.unit.pair_maker import pair, pairs
 
 NUM_ROWS = 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,20 @@ def test_without_the_package_the_command_says_what_there_is(config: Path, tmp_pa
     done = generate(config, tmp_path / "run")
     assert done.returncode == 2
     assert "recipe.type: unknown (got 'best_of'); known: context, step_by_step, self_critique" in done.stderr
+
+
+def test_a_recipe_that_breaks_is_named_with_its_error_and_the_log_with_its_traceback(
+    config: Path, tmp_path: Path, example_plugin: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(example_plugin, broken)
+    code = (broken / "best_of.py").read_text()
+    broken_line = "raise ValueError('this recipe knows no rows')"
+    (broken / "best_of.py").write_text(code.replace("assert engines.reward is not None", broken_line))
+    done = generate(config, tmp_path / "run", broken)
+    assert done.returncode == 1
+    [message] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    log = tmp_path / "run" / "logs" / "driver.log"
+    assert f"ValueError: this recipe knows no rows; its traceback is in {log}." in message
+    assert "retry" not in message
+    assert f"    {broken_line}\n" in log.read_text()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from distill_ray.serving.answer import Answer
-from distill_ray.serving.pairs import Pair, make_pair
+from distill_ray.serving.collecting.answer import Answer
+from distill_ray.serving.collecting.pairs import Pair, make_pair
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 

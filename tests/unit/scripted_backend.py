@@ -10,13 +10,13 @@ from typing import Any
 
 from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError
-from distill_ray.serving.answer import Answer
 from distill_ray.serving.backends import Backend, Method
-from distill_ray.serving.bundle import Bundle, load_bundle
+from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.dispatch import Asked, Call, Dispatcher, Live
-from distill_ray.serving.embedder import BatchedEmbedder
-from distill_ray.serving.limits import Limits
+from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.metrics import Metrics
+from distill_ray.serving.routing.bundle import Bundle, load_bundle
+from distill_ray.serving.routing.embedder import BatchedEmbedder
 from tests.unit.small_bundle import WordEmbedder, write_small_bundle
 
 

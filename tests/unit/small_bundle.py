@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
-from distill_ray.serving.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, write_bundle
-from distill_ray.serving.conversation import request_key
-from distill_ray.serving.decision import DecisionModel
-from distill_ray.serving.index import NearestIndex
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, write_bundle
+from distill_ray.serving.routing.conversation import request_key
+from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.index import NearestIndex
 
 DIM = 64
 REQUESTS = [

@@ -15,10 +15,10 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.metrics import exact_match, token_f1
 from distill_ray.records import Completion, Message
 from distill_ray.rewards.judge import JudgeReward
-from distill_ray.serving.calibrate import served_form
-from distill_ray.serving.comparing import compared, is_as_good, outcomes
-from distill_ray.serving.conversation import RequestKey
-from distill_ray.serving.measured import Measured
+from distill_ray.serving.calibration.calibrate import served_form
+from distill_ray.serving.calibration.comparing import compared, is_as_good, outcomes
+from distill_ray.serving.calibration.measured import Measured
+from distill_ray.serving.routing.conversation import RequestKey
 from tests.unit.small_bundle import WordEmbedder
 
 

@@ -18,6 +18,7 @@ from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
 from distill_ray.pipeline.check import check, check_reward, check_teacher, recipe_warnings
+from distill_ray.pipeline.cluster import engine_resources
 
 JUDGE = {"type": "judge"}
 CONTEXT = {"type": "context", "context": {"text": "Answer."}}
@@ -140,6 +141,10 @@ def named(value: Any, models: dict[str, str]) -> Any:
             {"teacher": {"type": "openai", "model": "gpt", "sampling": {"top_logprobs": 21}}},
             "teacher: sampling.top_logprobs is 21, and OpenAI's API gives 20 at most",
         ),
+        (
+            {"teacher": {**SOFT, "sampling": {"top_logprobs": 4097}}},
+            "teacher.sampling.top_logprobs: 4097, and demo has a vocabulary of 4096 tokens; lower it",
+        ),
         ({"teacher": {"type": "hf", "sampling": {"top_logprobs": 5}}}, "the `hf` engine cannot do this"),
         ({"train": TOPK}, "set teacher.sampling.top_logprobs"),
         ({"train": TOPK, "teacher": SOFT, "student": {"model": "OTHER"}}, "needs one tokenizer for both"),
@@ -206,6 +211,32 @@ def test_check_says_what_it_found_of_a_reward(reward: dict[str, Any], line: str)
     assert list(check_teacher(config)) == ["teacher `fake`"]
     [found] = check_reward(config)
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {**STEP_BY_STEP, "rationale_column": "why"},
+        {**STEP_BY_STEP, "mode": "standard"},
+        {
+            "type": "self_critique",
+            "chains": {"draft": "a", "revision": "b", "reward_before": "c", "reward_after": "d"},
+        },
+    ],
+)
+def test_a_teacher_that_nobody_asks_needs_no_key_and_no_hardware(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    teacher = {"type": "openai", "model": "m"}
+    config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": teacher})
+    assert list(check_teacher(config)) == ["teacher: nobody is asked"]
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster, whose size is not looked at")
+    there = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "vllm", "gpus": 8}})
+    assert engine_resources(there) == {"num_cpus": 1.0, "num_gpus": 0}
+    writes = {"type": "synthesize", "count": 1, "topics": ["a"]}
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
+        list(check_teacher(parse_config({"recipe": recipe, "data": writes, "teacher": teacher})))
 
 
 def test_a_broken_teacher_does_not_hide_a_broken_student_or_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -282,6 +313,13 @@ def test_a_run_checks_teacher_and_reward_before_it_pays(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no label 'great'"):
         run(parse_config(raw), RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run" / "calls").exists()
+
+
+def test_all_of_a_models_vocabulary_may_be_asked_for() -> None:
+    teacher = {**SOFT, "sampling": {"top_logprobs": 4096}}
+    config = parse_config({"recipe": CONTEXT, "data": {"source": "x.jsonl"}, "teacher": teacher})
+    [line] = check_teacher(config)
+    assert "tokenizer and chat template" in line
 
 
 def test_a_server_that_allows_more_log_probabilities_may_be_asked_for_them() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from distill_ray.config import OpenAIEngineConfig, VllmEngineConfig, load_config, parse_config
+from distill_ray.config import OpenAIEngineConfig, StepByStepRecipeConfig, VllmEngineConfig, load_config, parse_config
 from distill_ray.errors import ConfigError
 
 STARTERS = Path(__file__).resolve().parents[2] / "distill_ray" / "recipes" / "configs"
@@ -132,6 +134,29 @@ def test_a_malformed_override_shows_what_one_looks_like(override: str) -> None:
 
 def test_an_override_in_scientific_notation_is_a_number() -> None:
     assert parse_config(MINIMAL, overrides=["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ({"type": "step_by_step", "label_column": "y", "marker": ""}, "marker"),
+        ({"type": "step_by_step", "label_column": "y", "cut_at": ""}, "cut_at"),
+        ({"type": "step_by_step", "label_column": "y", "label_pattern": ""}, "label_pattern"),
+        ({"context": {"text": "x"}, "parse": {"after": ""}}, "parse.after"),
+        ({"context": {"text": "x"}, "parse": {"regex": ""}}, "parse.regex"),
+        ({"context": {"text": "x"}, "parse": {"json_field": ""}}, "parse.json_field"),
+    ],
+)
+def test_a_marker_or_pattern_that_is_found_everywhere_is_refused(recipe: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe\.{re.escape(key)}: empty; .* \(got ''\)"):
+        parse_config({**MINIMAL, "recipe": recipe})
+
+
+def test_a_marker_may_be_the_end_of_a_line_and_cut_at_nothing_at_all() -> None:
+    recipe = {"type": "step_by_step", "label_column": "y", "marker": "\n", "cut_at": None}
+    loaded = parse_config({**MINIMAL, "recipe": recipe}).recipe
+    assert isinstance(loaded, StepByStepRecipeConfig)
+    assert (loaded.marker, loaded.cut_at) == ("\n", None)
 
 
 def test_a_number_of_replicas_is_a_fixed_pool() -> None:

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distill_ray.serving.decision import FEATURES, NUM_FEATURES, DecisionModel, Kind, features_of, folded, sigmoid
+from distill_ray.serving.routing.decision import (
+    FEATURES,
+    NUM_FEATURES,
+    DecisionModel,
+    Kind,
+    features_of,
+    folded,
+    sigmoid,
+)
 
 NUM = len(FEATURES)
 DIM = 16

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.serving.features import marks_of, mismatch
-from distill_ray.serving.polarity import PAIRS
+from distill_ray.serving.calibration.polarity import PAIRS
+from distill_ray.serving.routing.features import marks_of, mismatch
 
 
 def differs(a: str, b: str) -> set[str]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from distill_ray.serving.decision import FEATURES
-from distill_ray.serving.fitting import fit_decision, near_duplicate_groups, split_groups, spread_outcomes
+from distill_ray.serving.calibration.fitting import fit_decision, near_duplicate_groups, split_groups, spread_outcomes
+from distill_ray.serving.routing.decision import FEATURES
 
 SENTENCE = "please tell me when the next train to the coast leaves from this station on a working day"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from distill_ray.serving.guarantee import (
+from distill_ray.serving.calibration.guarantee import (
     Count,
     expected_p_value,
     interval,

@@ -25,7 +25,10 @@ LAYERS = [
 ]
 # Beside the obvious: TensorBoard's writer is part of torch, and DeepSpeed gathers the weights that it sharded.
 HEAVY = {
-    "ray": {"pipeline", *(f"serving/{name}.py" for name in ("app", "comparing", "keeper", "models", "replica"))},
+    "ray": {
+        "pipeline",
+        *(f"serving/{name}.py" for name in ("app", "calibration/comparing", "keeper", "models", "replica")),
+    },
     "torch": {
         "student",
         "demo",
@@ -33,7 +36,7 @@ HEAVY = {
         "rewards/models.py",
         "pipeline/training/train_loop.py",
         "pipeline/training/train_metrics.py",
-        "serving/embedder_torch.py",
+        "serving/routing/embedder_torch.py",
         "doctor.py",
     },
     "vllm": {"engines/vllm.py", "demo/check_model.py", "serving/models.py"},

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.config.serve import CollectConfig
-from distill_ray.serving.answer import Answer, StreamedAnswer, whole_answer
-from distill_ray.serving.pairs import (
+from distill_ray.serving.collecting.answer import Answer, StreamedAnswer, whole_answer
+from distill_ray.serving.collecting.pairs import (
     PAIR_SCHEMA,
     NotKept,
     Pair,

@@ -13,8 +13,8 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.readers import read_rows
 from distill_ray.pipeline.planning.sources import resolve
-from distill_ray.serving.answer import Answer
-from distill_ray.serving.store import PairStore, make_store
+from distill_ray.serving.collecting.answer import Answer
+from distill_ray.serving.collecting.store import PairStore, make_store
 from tests.unit.pair_maker import pair
 
 CONFIG = """

@@ -41,7 +41,6 @@ AFTER = ParseConfig(after="</think>")
         (AFTER, "<think>hm</think> a </think>\n the answer \n", "the answer"),
         (AFTER, "the answer", None),
         (AFTER, "<think>hm</think>  ", None),
-        (ParseConfig(after=""), "the answer", None),
     ],
 )
 def test_parse_finds_the_last_result_or_nothing(config: ParseConfig, text: str, expected: str | None) -> None:

@@ -56,6 +56,8 @@ def test_task_prefix_gives_two_tasks_with_the_weights_of_alpha() -> None:
 
 def test_standard_learns_the_label_alone_and_single_both_in_one_answer() -> None:
     teacher = Says("84 / 2 = 42. The answer is (84 / 2).")
+    [standard] = distill(ROW, teacher, mode="standard", label_source="teacher")
+    assert (standard.completion, standard.teacher_answer) == ("(84 / 2)", "(84 / 2)")
     [standard] = distill(ROW, teacher, mode="standard")
     assert (standard.task, standard.completion, standard.weight) == ("label", "( 84.0 / 2.0 )", 1.0)
     assert standard.messages == [{"role": "user", "content": ROW["input"]}]
@@ -149,6 +151,23 @@ def test_the_teacher_sees_worked_examples_in_the_form_that_is_taken_apart() -> N
     ]
 
 
+@pytest.mark.parametrize("rationale", [None, "", [], "no marker", "x. The answer is 7."])
+def test_where_only_gold_labels_are_learnt_nobody_is_asked_and_no_rationale_is_missed(rationale: Any) -> None:
+    teacher = Says("x. The answer is 1.")
+    [example] = distill({**ROW, "why": rationale}, teacher, mode="standard", rationale_column="why")
+    assert (example.completion, example.teacher, example.teacher_answer) == ("( 84.0 / 2.0 )", "data", None)
+    [example] = distill(ROW, teacher, mode="standard")
+    assert not teacher.asked
+    result = distill({**ROW, "label": ""}, teacher, mode="standard")
+    assert isinstance(result, Reject)
+
+
+def test_a_row_needs_only_the_columns_of_what_is_learnt() -> None:
+    config = {"label_column": "label", "rationale_column": "why", "rationale_prompt": "{{ hint }}: {{ query }}"}
+    assert StepByStepRecipe(StepByStepRecipeConfig(**config, mode="standard")).columns.keys() == {"input", "label"}
+    assert StepByStepRecipe(StepByStepRecipeConfig(**config)).columns.keys() == {"input", "label", "why", "hint"}
+
+
 def test_gold_labels_need_a_column_and_alpha_lies_between_0_and_1() -> None:
     base = {"data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}}
     with pytest.raises(ConfigError, match="label_source is gold: give `label_column`"):
@@ -160,6 +179,15 @@ def test_gold_labels_need_a_column_and_alpha_lies_between_0_and_1() -> None:
 def test_a_recipe_whose_answers_are_in_the_data_needs_no_teacher() -> None:
     recipe = {"type": "step_by_step", "label_column": "label", "rationale_column": "rationale"}
     assert parse_config({"data": {"source": "x.jsonl"}, "recipe": recipe}).teacher.type == "none"
+    standard = {"type": "step_by_step", "label_column": "label", "mode": "standard"}
+    assert parse_config({"data": {"source": "x.jsonl"}, "recipe": standard}).teacher.type == "none"
+    for asked, recipe in (
+        (False, standard),
+        (True, {**standard, "mode": "single"}),
+        (True, {**standard, "label_source": "teacher"}),
+    ):
+        raw = {"data": {"source": "x.jsonl"}, "recipe": recipe, "teacher": {"type": "fake"}}
+        assert parse_config(raw).asks_teacher == asked
     asking = {"type": "step_by_step", "label_column": "label"}
     with pytest.raises(ConfigError, match="the `step_by_step` recipe asks a teacher"):
         parse_config({"data": {"source": "x.jsonl"}, "recipe": asking, "teacher": {"type": "none"}})

@@ -214,6 +214,22 @@ def test_a_report_without_a_context_or_a_teacher_speaks_of_neither(tmp_path: Pat
     assert "teacher, with context" not in shown.get()
 
 
+def test_a_report_on_gold_labels_alone_speaks_of_no_teacher_and_of_no_rationales(tmp_path: Path) -> None:
+    recipe = {"type": "step_by_step", "query": "{{ q }}", "label_column": "label", "mode": "standard"}
+    labels_only = config(recipe=recipe)  # the teacher is there, and was not asked
+    folder = RunFolder(tmp_path)
+    metrics, records = score_predictions(labels_only, predictions())
+    folder.write_json(MANIFEST, "manifest.json")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    write_report(folder, labels_only)
+    text = folder.read_bytes("report.md").decode()
+    assert "`small-model` learned the labels, from answers that were in the data." in text
+    assert "The labels are the data's own: no teacher was asked." in text
+    assert "agreement with the teacher" not in text
+    assert "names no reference" not in text
+
+
 def test_where_no_answer_is_the_right_one_the_report_speaks_of_rewards(tmp_path: Path) -> None:
     critique = config(recipe={"type": "self_critique", "query": "{{ q }}", "reward": {"type": "length"}})
     rows = [

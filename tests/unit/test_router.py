@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.serving.bundle import NEVER, Bundle, load_bundle
-from distill_ray.serving.conversation import request_key
-from distill_ray.serving.decision import DecisionModel
-from distill_ray.serving.router import Decision, Guard, Reason, decide, screen
+from distill_ray.serving.routing.bundle import NEVER, Bundle, load_bundle
+from distill_ray.serving.routing.conversation import request_key
+from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.router import Decision, Guard, Reason, decide, screen
 from tests.unit.small_bundle import DIM, REQUESTS, WordEmbedder, body, write_small_bundle
 
 EMBEDDER = WordEmbedder()
@@ -133,7 +133,7 @@ def test_any_text_gets_a_decision_and_only_a_good_one_the_student(bundle: Bundle
 
 def test_the_decision_needs_no_ray_and_no_torch() -> None:
     heavy = "{'ray', 'torch', 'vllm', 'sklearn', 'scipy', 'matplotlib'}"
-    code = f"import sys, distill_ray.serving.router; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, distill_ray.serving.routing.router; print(sorted({heavy} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"

@@ -87,6 +87,16 @@ def test_without_references_the_teacher_is_the_measure_and_is_not_measured() -> 
     assert {prediction["match_teacher"] for prediction in predictions} == {None}
 
 
+def test_where_only_gold_labels_are_learnt_no_teacher_is_measured_or_agreed_with() -> None:
+    recipe = {"type": "step_by_step", "label_column": "label", "mode": "standard"}
+    gold = parse_config({"recipe": recipe, "data": {"source": "q.jsonl"}})
+    metrics, records = score_predictions(gold, [row(0, "fr", "fr", "dunno", "fr"), row(1, "en", "en", "en", "de")])
+    assert metrics["teacher"] is None
+    assert metrics["student_after"]["exact_match"] == 0.5
+    assert "agreement" not in metrics["student_after"]
+    assert [(r["match"], r["match_teacher"], r["agreement"]) for r in records] == [(1.0, None, None), (0.0, None, None)]
+
+
 def test_where_only_some_rows_have_a_reference_the_teacher_is_measured_on_those() -> None:
     rows = [ROWS[0], {**ROWS[2], "reference": None}, ROWS[2]]
     metrics, _ = score_predictions(config(), rows)

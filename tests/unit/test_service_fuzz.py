@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
 from distill_ray.config import ServeConfig
-from distill_ray.serving.ingress import build
-from distill_ray.serving.keys import Keys
+from distill_ray.serving.front.ingress import build
+from distill_ray.serving.front.keys import Keys
 from tests.unit.scripted_backend import make_rig
 from tests.unit.test_service_http import StubService
 

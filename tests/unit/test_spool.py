@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_ray.errors import SpoolError, SpoolFull
-from distill_ray.serving.pairs import Pair
-from distill_ray.serving.spool import Spool
+from distill_ray.serving.collecting.pairs import Pair
+from distill_ray.serving.collecting.spool import Spool
 from tests.unit.pair_maker import pair, pairs
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ WRITER = """
 import itertools, sys
 sys.path.insert(0, "tests/unit")
 from tests.unit.pair_maker import pair
-from distill_ray.serving.spool import Spool
+from distill_ray.serving.collecting.spool import Spool
 spool = Spool(sys.argv[1], 2**30)
 for number in itertools.count():
     each = pair(f"question {number}", idempotency_key=f"{sys.argv[2]} {number}")
@@ -155,7 +155,7 @@ def test_a_file_that_its_owner_deletes_just_now_is_not_inherited(
 
 
 def test_a_batch_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_ray.serving.spool.BATCH_BYTES", 2000)
+    monkeypatch.setattr("distill_ray.serving.collecting.spool.BATCH_BYTES", 2000)
     spool = Spool(tmp_path, MANY)
     kept = [pair("x" * 5000), *pairs(20)]
     for each in kept:

@@ -20,11 +20,11 @@ from qdrant_client import QdrantClient
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
-from distill_ray.serving.answer import Answer
-from distill_ray.serving.pairs import PAIR_SCHEMA, Pair
-from distill_ray.serving.store import Deletion, PairStore, Selection, make_store
-from distill_ray.serving.store.base import owner_hash
-from distill_ray.serving.store.qdrant import QdrantStore
+from distill_ray.serving.collecting.answer import Answer
+from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair
+from distill_ray.serving.collecting.store import Deletion, PairStore, Selection, make_store
+from distill_ray.serving.collecting.store.base import owner_hash
+from distill_ray.serving.collecting.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs
 
 Open = Callable[[], PairStore]

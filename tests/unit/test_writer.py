@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
-from distill_ray.serving.pairs import Pair
-from distill_ray.serving.spool import Spool
-from distill_ray.serving.store import PairStore, make_store
-from distill_ray.serving.writer import LONGEST_WAIT_S, Drain, Writer
+from distill_ray.serving.collecting.pairs import Pair
+from distill_ray.serving.collecting.spool import Spool
+from distill_ray.serving.collecting.store import PairStore, make_store
+from distill_ray.serving.collecting.writer import LONGEST_WAIT_S, Drain, Writer
 from tests.unit.pair_maker import pair, pairs
 
 ROOT = Path(__file__).parents[2]
@@ -209,9 +209,9 @@ def test_the_store_is_compacted_on_schedule_and_a_failure_of_that_costs_nothing(
 ROUTER = """
 import itertools, sys
 from distill_ray.config.serve import StoreConfig
-from distill_ray.serving.spool import Spool
-from distill_ray.serving.store import make_store
-from distill_ray.serving.writer import Drain, Writer
+from distill_ray.serving.collecting.spool import Spool
+from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.collecting.writer import Drain, Writer
 from tests.unit.pair_maker import pair
 folder, name = sys.argv[1:]
 spool = Spool(folder + "/spool", 2**24)

@@ -1,0 +1,1 @@
+"""For which requests is the student as good as the teacher? A run folder becomes a bundle."""

@@ -1,0 +1,51 @@
+"""Where collected pairs are kept: a class per `serve.collect.store.type`, and the one way to open it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from distill_ray.config.serve import StoreConfig
+from distill_ray.errors import ConfigError
+from distill_ray.serving.collecting.store.base import ALL, Deletion, PairStore, Selection
+
+__all__ = ["ALL", "Deletion", "PairStore", "Selection", "make_store"]
+
+
+def make_store(config: StoreConfig, folder: str | Path) -> PairStore:
+    """Open the store of pairs. Nothing is written, and nothing asked of a server, until it is used.
+
+    Args:
+        config: `serve.collect.store`.
+        folder: of the service, where pairs are kept unless the config says otherwise.
+
+    Raises:
+        ConfigError: a qdrant store lacks its URL, or the variable with its key is not set.
+    """
+    return _STORES[config.type](config, folder)
+
+
+def _lance(config: StoreConfig, folder: str | Path) -> PairStore:
+    from distill_ray.serving.collecting.store.lance import LanceStore
+
+    return LanceStore(config.url or str(Path(folder) / "pairs"), config.collection)
+
+
+def _qdrant(config: StoreConfig, folder: str | Path) -> PairStore:
+    from qdrant_client import QdrantClient
+
+    from distill_ray.serving.collecting.store.qdrant import QdrantStore
+
+    del folder
+    if config.url is None:
+        raise ConfigError("serve.collect.store.url: a qdrant store needs the URL of its server (http://HOST:6333)")
+    key = None
+    if config.api_key_env is not None:
+        key = os.environ.get(config.api_key_env)
+        if not key:
+            raise ConfigError(f"serve.collect.store.api_key_env: {config.api_key_env} is not set; export the key")
+    client = QdrantClient(url=config.url, api_key=key, timeout=10, check_compatibility=False)
+    return QdrantStore(client, config.collection)
+
+
+_STORES = {"lance": _lance, "qdrant": _qdrant}

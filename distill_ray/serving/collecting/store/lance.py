@@ -1,0 +1,234 @@
+"""Pairs in a Lance dataset: a folder or an object store, nothing to run. The default.
+
+    URL/pairs.lance             the pairs; `lancedb.connect(URL)` opens it too
+    URL/pairs_deletions.lance   what was deleted, append-only
+
+Lance keeps old versions of a dataset. A deletion rewrites the files that held the pairs and drops the versions that
+still did; the scheduled compaction drops those older than an hour. What a compaction had written when another process
+got in its way belongs to no version, and Lance drops it after a week. Through `lance` itself: `lancedb` takes two
+seconds to import and adds nothing that is needed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+
+from distill_ray.errors import StoreError
+from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
+from distill_ray.serving.collecting.store.base import Deletion, PairStore, Selection, newest_batch
+
+T = TypeVar("T")
+
+IDS_PER_QUERY = 10_000
+KEPT_VERSIONS = datetime.timedelta(hours=1)  # readers of an older one may still be at it
+RETRY_S = 1.0
+
+DELETION_SCHEMA = pa.schema(
+    [
+        ("deleted", pa.int64()),
+        ("kind", pa.string()),
+        ("num", pa.int64()),
+        ("pair_ids", pa.list_(pa.string())),
+        ("last_batch", pa.int64()),
+        ("owner_hash", pa.string()),
+    ]
+)
+
+
+class LanceStore(PairStore):
+    """Pairs in a Lance dataset.
+
+    Args:
+        url: a folder or s3://... (credentials from the environment).
+        collection: name of the dataset in it.
+    """
+
+    def __init__(self, url: str, collection: str) -> None:
+        super().__init__()
+        self._pairs = _Dataset(f"{url.rstrip('/')}/{collection}.lance", PAIR_SCHEMA)
+        self._deletions = _Dataset(f"{url.rstrip('/')}/{collection}_deletions.lance", DELETION_SCHEMA)
+
+    def _insert(self, table: pa.Table) -> int:
+        def merge(dataset: Any) -> int:
+            done = dataset.merge_insert("pair_id").when_not_matched_insert_all().execute(table)
+            return int(done["num_inserted_rows"])
+
+        return self._pairs.write(merge)
+
+    def _count(self, where: Selection) -> int:
+        return self._pairs.use(lambda dataset: int(dataset.count_rows(_sql(where))), 0)
+
+    def _scan(self, where: Selection, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        return self._pairs.scan(columns=columns, filter=_sql(where), batch_size=batch_rows)
+
+    def _remove(self, ids: list[str]) -> None:
+        for start in range(0, len(ids), IDS_PER_QUERY):
+            where = _one_of(ids[start : start + IDS_PER_QUERY])
+            self._pairs.use(lambda dataset, where=where: dataset.delete(where), None)
+
+    def _purge(self) -> None:
+        self._rewrite(datetime.timedelta(0))
+
+    def _mark(self, ids: list[str], bundle: str) -> int:
+        marks = pa.table({"pair_id": ids, "indexed": [True] * len(ids), "indexed_by": [bundle] * len(ids)})
+
+        def merge(dataset: Any) -> int:
+            only_unmarked = dataset.merge_insert("pair_id").when_matched_update_all("target.indexed = false")
+            return int(only_unmarked.execute(marks)["num_updated_rows"])
+
+        return self._pairs.use(merge, 0)
+
+    def _unmark(self, bundle: str) -> int:
+        changes, where = {"indexed": "false", "indexed_by": "NULL"}, f"indexed_by = {_quoted(bundle)}"
+        return self._pairs.use(lambda dataset: int(dataset.update(changes, where=where)["num_rows_updated"]), 0)
+
+    def _last_batch(self) -> int:
+        return newest_batch(self._pairs.scan(columns=["batch"]))
+
+    def _log(self, deletion: Deletion) -> None:
+        record = {name: getattr(deletion, name) for name in DELETION_SCHEMA.names}
+        table = pa.Table.from_pylist([record], schema=DELETION_SCHEMA)
+        self._deletions.write(lambda dataset: dataset.insert(table, mode="append"))
+
+    def _logged(self) -> list[Deletion]:
+        records = [record for batch in self._deletions.scan() for record in batch.to_pylist()]
+        return [Deletion(**{**record, "pair_ids": tuple(record["pair_ids"])}) for record in records]
+
+    def _log_version(self) -> object:
+        return self._deletions.use(lambda dataset: dataset.version, 0)
+
+    def _compact(self) -> None:
+        self._rewrite(KEPT_VERSIONS)
+        # A pair is looked up before it is added.
+        self._pairs.use(lambda dataset: dataset.create_scalar_index("pair_id", "BTREE", replace=True), None)
+
+    def _rewrite(self, kept: datetime.timedelta) -> None:
+        """Join small files, take out of all files what is deleted, and drop the versions that are older than `kept`."""
+
+        def rewrite(dataset: Any) -> None:
+            dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            dataset.cleanup_old_versions(kept)
+
+        self._pairs.use(rewrite, None)
+
+
+class _Dataset:
+    """A dataset that comes into being with its first row.
+
+    Whatever is done sees the newest version. It is done again for RETRY_S if it fails: another process may have
+    rewritten the files meanwhile. So it must be something that can be done twice. What fails then is a StoreError.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema) -> None:
+        self._uri, self._schema = uri, schema
+        # Who names an endpoint without TLS (MinIO beside the service) means it; lance wants to be told so again.
+        has_tls = not os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        self._options = None if has_tls or "://" not in uri else {"allow_http": "true"}
+        self._opened: Any = None
+
+    def use(self, do: Callable[[Any], T], otherwise: T) -> T:
+        """What `do` makes of the dataset; `otherwise` where nothing was ever written."""
+        return self._retried(lambda: otherwise if (dataset := self._newest()) is None else do(dataset))
+
+    def write(self, do: Callable[[Any], T]) -> T:
+        """What `do` makes of the dataset, which comes into being if need be."""
+
+        def with_dataset() -> T:
+            dataset = self._newest()
+            return do(self._create() if dataset is None else dataset)  # an empty one is false
+
+        return self._retried(with_dataset)
+
+    def scan(self, **arguments: Any) -> Iterator[pa.RecordBatch]:
+        """Batches of rows. Once the first one is out, a failure is a failure."""
+
+        def begin(dataset: Any) -> tuple[list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
+            batches = iter(dataset.to_batches(**arguments))
+            return list(itertools.islice(batches, 1)), batches
+
+        first, others = self.use(begin, ([], iter(())))
+        yield from first
+        with self._translated():
+            yield from others
+
+    def _retried(self, do: Callable[[], T]) -> T:
+        until = time.monotonic() + RETRY_S
+        while True:
+            try:
+                with self._translated():
+                    return do()
+            except StoreError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.01, 0.1))
+
+    def _create(self) -> Any:
+        import lance  # here, since it loads a large library that a qdrant store does not need
+
+        empty = self._schema.empty_table()
+        self._opened = lance.write_dataset(empty, self._uri, mode="create", storage_options=self._options)
+        return self._opened
+
+    def _newest(self) -> Any:
+        import lance
+
+        if self._opened is None:
+            fs, path = fsspec.core.url_to_fs(self._uri)
+            fs.invalidate_cache()
+            if not fs.exists(f"{path}/_versions"):
+                return None
+            opened = lance.dataset(self._uri, storage_options=self._options)
+            if not opened.schema.equals(self._schema, check_metadata=True):
+                raise StoreError(
+                    f"{self._uri}: written by another version of distill-ray; `pairs export` it with that version, "
+                    "or name another serve.collect.store.collection"
+                )
+            self._opened = opened
+        else:
+            self._opened.checkout_latest()
+        return self._opened
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:  # lance raises OSError, ValueError or RuntimeError, an object store's client its own
+            self._opened = None
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StoreError(
+                f"{self._uri}: cannot use the store of pairs ({why}); check serve.collect.store, the folder's "
+                "permissions and the disk's space"
+            ) from error
+
+
+def _sql(where: Selection) -> str | None:
+    parts = []
+    if where.ids is not None:
+        parts.append(_one_of(where.ids))
+    if where.owner is not None:
+        parts.append(f"owner = {_quoted(where.owner)}")
+    if where.indexed is not None:
+        parts.append(f"indexed = {'true' if where.indexed else 'false'}")
+    if where.until is not None:
+        parts.append(f"batch <= {where.until:d}")
+    return " AND ".join(parts) or None
+
+
+def _one_of(ids: tuple[str, ...] | list[str]) -> str:
+    return f"pair_id IN ({', '.join(map(_quoted, ids))})" if ids else "false"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

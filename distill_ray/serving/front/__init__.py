@@ -1,0 +1,1 @@
+"""The HTTP face: the OpenAI API, keys, limits, the status page."""

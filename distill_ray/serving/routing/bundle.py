@@ -1,0 +1,408 @@
+"""A bundle: one immutable, versioned folder with all that belongs to one student.
+
+    bundle.json        what it is: version, context, prompt form, embedder, decision, threshold, hashes of all files
+    student/           weights or adapter, tokenizer
+    index/             nearest trained requests (`index.py`)
+    entries.arrow      per row of the index: example id, text, fingerprint, how well the student does there
+    calibration.json   curve.json   curve.svg   how the threshold came about
+
+A bundle is built beside its place and renamed, and read only if every byte is what was written: another embedder,
+another format, a changed, missing or added file is a BundleError, and the teacher goes on answering. No file in it is
+of a kind that runs code when it is read (safetensors, no pickle).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from distill_ray.config import ParseConfig, SamplingConfig
+from distill_ray.config.base import Config
+from distill_ray.config.serve import EmbedderConfig
+from distill_ray.errors import BundleError
+from distill_ray.records import Message
+from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.index import NearestIndex
+
+FORMAT = 1
+NEVER = 2.0  # a threshold that no probability reaches: everything goes to the teacher
+# What a bundle may hold. `.model` and `.txt` are vocabularies of tokenizers.
+SAFE_SUFFIXES = frozenset({".json", ".safetensors", ".arrow", ".faiss", ".svg", ".md", ".jinja", ".txt", ".model"})
+VERSION_PATTERN = re.compile(r"[0-9a-f]{12}")
+
+ENTRIES_SCHEMA = pa.schema(
+    [("example_id", pa.string()), ("text", pa.string()), ("fingerprint", pa.string()), ("outcome", pa.float32())],
+    metadata={"distill_ray.entries": "1"},
+)
+
+
+class PromptForm(Config):
+    """How the student is asked, around what the client asks."""
+
+    system: str | None = None
+    """A system prompt that the student keeps."""
+
+    prefix: str = ""
+    """Before the last user turn's text ("predict: ")."""
+
+    suffix: str = ""
+    """Behind it."""
+
+    def messages(self, turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The conversation as the student was trained on it. `turns` are the client's, without the bundle's context."""
+        asked = list(turns)
+        last = max((n for n, turn in enumerate(asked) if turn.get("role") == "user"), default=None)
+        if last is not None and (self.prefix or self.suffix):
+            asked[last] = {**asked[last], "content": f"{self.prefix}{_text(asked[last]['content'])}{self.suffix}"}
+        return [*([{"role": "system", "content": self.system}] if self.system is not None else []), *asked]
+
+
+class StudentSpec(Config):
+    """What runs the student. Its files are the bundle's `student/`."""
+
+    kind: Literal["full", "adapter"]
+    """full: a model in Hugging Face format. adapter: LoRA, to put on `base`."""
+
+    base: str | None = None
+    """For an adapter: the model below it."""
+
+    revision: str | None = None
+    """Of `base`."""
+
+    is_encoder_decoder: bool = False
+    """Then vLLM cannot run it."""
+
+    form: PromptForm = PromptForm()
+    """How it is asked."""
+
+    sampling: SamplingConfig
+    """As it was asked when it was measured: greedy."""
+
+    chat_template: str | None = None
+    """File of the bundle with a template that the model's folder lacks."""
+
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template."""
+
+    control_tokens: list[str] = []
+    """Text that spells one of these goes to the teacher."""
+
+    trust_remote_code: bool = False
+    """As in the run."""
+
+
+class Manifest(Config):
+    """`bundle.json`."""
+
+    format: Literal[1] = FORMAT
+    """Of this folder."""
+
+    version: str
+    """12 hex characters: a hash of what the bundle is made from, so that the same is the same."""
+
+    name: str
+    """Of the run."""
+
+    created: str
+    """UTC, ISO 8601."""
+
+    made_with: str
+    """Version of distill-ray."""
+
+    context: list[dict[str, str]]
+    """What was distilled: in front of the client's messages on the teacher route, never on the student's."""
+
+    parse: ParseConfig | None = None
+    """Which part of the teacher's answer the student learnt; the service applies it to the teacher's answers."""
+
+    student: StudentSpec
+    """Who answers where it is good."""
+
+    teacher: str
+    """Model of the teacher that it was measured against."""
+
+    teacher_sampling: SamplingConfig
+    """Of the run."""
+
+    embedder: EmbedderConfig
+    """What makes the vectors."""
+
+    embedder_identity: str
+    """And which weights; another embedder's vectors mean nothing to this index."""
+
+    ignore: list[str] = []
+    """`serve.fingerprint.ignore` when the index was made."""
+
+    neighbours: int
+    """Nearest trained requests that are looked at."""
+
+    model: DecisionModel
+    """The score."""
+
+    threshold: float
+    """The student answers from this score on; NEVER keeps everything on the teacher."""
+
+    far: float
+    """Requests less similar than this to everything trained go to the teacher, whatever the score."""
+
+    guard: Literal["off", "strict"]
+    """With which the threshold was chosen."""
+
+    summary: dict[str, Any]
+    """The figures of calibration.json that people ask for."""
+
+    data: str
+    """Tag of the examples."""
+
+    files: dict[str, str] = {}
+    """Relative path -> sha256, of every other file. Written by `write_bundle`."""
+
+    seal: str = ""
+    """sha256 of the rest of this file. Written by `write_bundle`."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has been read and found whole. Immutable: any number of threads may use it."""
+
+    folder: Path
+    manifest: Manifest
+    index: NearestIndex
+    outcomes_N: np.ndarray  # [N] float32, per row of the index
+    entries: pa.Table
+
+    @property
+    def version(self) -> str:
+        """Names it on every response."""
+        return self.manifest.version
+
+    @property
+    def context(self) -> list[Message]:
+        """What the teacher gets in front of the client's messages (`conversation.with_context`)."""
+        return cast(list[Message], self.manifest.context)
+
+    @property
+    def student_folder(self) -> Path:
+        """Weights or adapter, with the tokenizer."""
+        return self.folder / "student"
+
+    @cached_property
+    def fingerprints(self) -> frozenset[str]:
+        """Of the requests that the student was trained on."""
+        return frozenset(self.entries["fingerprint"].unique().to_pylist())
+
+    def text(self, row: int) -> str:
+        """Text of a trained request, by its row in the index."""
+        return self.entries["text"][row].as_py()
+
+    def spells_control_tokens(self, text: str) -> bool:
+        """Whether a text contains the spelling of one of the student's control tokens."""
+        return self._control_tokens.search(text) is not None
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        tokens = sorted(filter(None, self.manifest.student.control_tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def write_bundle(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    student: Path,
+    index: NearestIndex,
+    entries: pa.Table,
+    reports: Mapping[str, bytes],
+) -> Path:
+    """Write a bundle and put it in its place in one move; what was there before is replaced.
+
+    Args:
+        folder: its place.
+        manifest: with `files` and `seal` still empty.
+        student: folder with weights and tokenizer; files of unsafe kinds in it are an error, hidden ones are left out.
+        index: over the vectors of `entries`, row by row.
+        entries: an ENTRIES_SCHEMA table.
+        reports: further files by name (calibration.json, curve.svg, ...).
+
+    Raises:
+        BundleError: a file of a kind that a bundle may not hold, or the disk is full.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.parent / f".tmp-{secrets.token_hex(6)}-{folder.name}"
+    try:
+        (scratch / "student").mkdir(parents=True)
+        for file in _visible_files(student):
+            _require_safe(student / file)
+            (scratch / "student" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(student / file, scratch / "student" / file)
+        index.save(scratch / "index")
+        with pa.OSFile(str(scratch / "entries.arrow"), "wb") as sink, pa.ipc.new_file(sink, ENTRIES_SCHEMA) as writer:
+            writer.write_table(entries.cast(ENTRIES_SCHEMA))
+        for name, content in reports.items():
+            (scratch / name).write_bytes(content)
+        hashes = {file: _sha256(scratch / file) for file in _visible_files(scratch)}
+        sealed = _sealed(manifest.model_copy(update={"files": hashes}))
+        (scratch / "bundle.json").write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        _put_in_place(scratch, folder)
+    except OSError as error:
+        raise BundleError(
+            f"{folder}: cannot write the bundle ({error.strerror or error}); check the disk's space and the folder's "
+            "permissions, then calibrate again"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `bundle.json` alone.
+
+    Raises:
+        BundleError: it is missing, changed, or of another format.
+    """
+    path = folder / "bundle.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder}: no bundle here (no bundle.json); make one with `distill-ray calibrate`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise BundleError(f"{path}: format {found!r}, and this version of distill-ray reads {FORMAT}; calibrate again")
+    try:
+        manifest = Manifest.model_validate(record)
+    except ValidationError as error:
+        raise _damaged(path, f"{error.error_count()} keys are wrong") from error
+    if _sealed(manifest).seal != manifest.seal:
+        raise _damaged(path, "its content is not what was written")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, *, with_student: bool = True) -> None:
+    """Hold every file against its hash.
+
+    Args:
+        folder: of the bundle.
+        manifest: of it.
+        with_student: False leaves out reading the weights again, for who does not load them.
+
+    Raises:
+        BundleError: a file is changed, missing, not listed, or of a kind that a bundle may not hold.
+    """
+    there = set(_visible_files(folder, hidden=True)) - {"bundle.json"}
+    for file in sorted(there - manifest.files.keys()):
+        raise BundleError(f"{folder / file}: not a part of this bundle; remove the file or install the bundle again")
+    for file, expected in sorted(manifest.files.items()):
+        if file not in there:
+            raise BundleError(f"{folder / file}: missing; install the bundle again")
+        _require_safe(folder / file)
+        if (with_student or not file.startswith("student/")) and _sha256(folder / file) != expected:
+            raise _damaged(folder / file, "its sha256 is not what was written")
+
+
+def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bool = True) -> Bundle:
+    """Read a bundle.
+
+    Args:
+        folder: of the bundle.
+        embedder_identity: of the embedder that will make the vectors; None leaves that to the caller.
+        with_student: whether the weights are read and held against their hashes too.
+
+    Raises:
+        BundleError: it is not whole, or made with another embedder.
+    """
+    manifest = read_manifest(folder)
+    if embedder_identity is not None and manifest.embedder_identity != embedder_identity:
+        raise BundleError(
+            f"{folder}: made with the embedder {manifest.embedder_identity}, and this service embeds with "
+            f"{embedder_identity}; calibrate again, or set serve.embedder to the bundle's"
+        )
+    check_files(folder, manifest, with_student=with_student)
+    index = NearestIndex.load(folder / "index")
+    try:
+        with pa.memory_map(str(folder / "entries.arrow")) as source:
+            entries = pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(folder / "entries.arrow", str(error)) from error
+    if not entries.schema.equals(ENTRIES_SCHEMA, check_metadata=True) or len(entries) != len(index):
+        raise _damaged(folder / "entries.arrow", f"{len(entries)} rows for an index of {len(index)}")
+    outcomes_N = entries["outcome"].to_numpy().astype(np.float32)
+    return Bundle(folder, manifest, index, outcomes_N, entries.combine_chunks())
+
+
+def version_of(*parts: Any) -> str:
+    """A bundle's version: 12 hex characters of a hash over all that it is made from (JSON values)."""
+    content = json.dumps([FORMAT, *parts], ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of the visible files of a folder."""
+    return {file: _sha256(folder / file) for file in _visible_files(folder)}
+
+
+def utc_now() -> str:
+    """For `created` and the history."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _sealed(manifest: Manifest) -> Manifest:
+    content = json.dumps(manifest.model_dump(mode="json", exclude={"seal"}), ensure_ascii=False, sort_keys=True)
+    return manifest.model_copy(update={"seal": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    old = folder.parent / f".old-{secrets.token_hex(6)}-{folder.name}"
+    if folder.exists():
+        folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _visible_files(folder: Path, *, hidden: bool = False) -> Iterator[str]:
+    """Relative paths of the files in a folder, sorted; links too, which `_require_safe` then refuses."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if (path.is_file() or path.is_symlink()) and (hidden or not any(p.startswith(".") for p in relative.parts)):
+            yield relative.as_posix()
+
+
+def _require_safe(path: Path) -> None:
+    if path.is_symlink():
+        raise BundleError(f"{path}: a link; a bundle holds only files of its own")
+    if path.suffix not in SAFE_SUFFIXES:
+        raise BundleError(
+            f"{path}: a bundle holds no {path.suffix or 'nameless'} files (some kinds run code when they are read); "
+            f"allowed: {', '.join(sorted(SAFE_SUFFIXES))}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _text(content: Any) -> str:
+    """Content as text; parts are joined as vLLM joins them."""
+    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content or [])
+
+
+def _damaged(path: Path, why: str) -> BundleError:
+    reason = (why.strip().splitlines() or ["unreadable"])[0]
+    return BundleError(f"{path}: damaged ({reason}); install the bundle again, or calibrate again")
