@@ -86,7 +86,7 @@ def test_no_number_is_enough_for_a_student_that_is_not_within_the_budget() -> No
 
 
 def test_the_budget_is_kept_with_the_confidence_asked_for() -> None:
-    """1,000 calibrations of a score whose true error rate at each threshold is known.
+    """300 calibrations of a score whose true error rate at each threshold is known.
 
     A request's score is uniform, and the student is worse with probability 0.2 (1 - score): at a threshold t the error
     rate is 0.1 (1 - t), within 5 % from t = 0.5 on. The choice may be wrong in 10 % of the calibrations; beside it
@@ -94,7 +94,7 @@ def test_the_budget_is_kept_with_the_confidence_asked_for() -> None:
     often: so this test can tell them apart.
     """
     rng = np.random.default_rng(7)
-    budget, confidence, num, rounds = 0.05, 0.9, 1000, 1000
+    budget, confidence, num, rounds = 0.05, 0.9, 1000, 300
     thresholds = np.linspace(0.8, 0.0, 41)
     wrong = naive_wrong = chosen = 0
     for _ in range(rounds):

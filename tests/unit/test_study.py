@@ -131,14 +131,14 @@ def test_the_curve_falls_from_all_requests_to_none_and_knows_what_that_costs() -
 
 
 def test_the_budget_is_kept_by_the_whole_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """30 calibrations, each with a fit, a choice of kind, a far limit and a threshold of its own.
+    """12 calibrations, each with a fit, a choice of kind, a far limit and a threshold of its own.
 
     The true error of each chosen rule is read from 400 fresh requests of the same sort. At 80 % confidence at most a
-    fifth of the calibrations may be over the budget: 6 of 30 expected at the very limit, 13 are too many (p < 0.004).
+    fifth of the calibrations may be over the budget: 2.4 of 12 expected at the very limit, 7 are too many (p < 0.004).
     """
     monkeypatch.setattr(module, "near_duplicate_groups", lambda texts: np.arange(len(texts)))  # there are none
     over = chosen = 0
-    for seed in range(30):
+    for seed in range(12):
         found = run(300, (0.97, 0.6), seed=seed, error_budget=0.1, confidence=0.8)
         if found.rule.threshold == NEVER:
             continue
@@ -151,5 +151,5 @@ def test_the_budget_is_kept_by_the_whole_of_it(monkeypatch: pytest.MonkeyPatch) 
         decisions = [module._decision(found.rule, trained, fresh, nearest, found.outcomes_N, row) for row in range(400)]
         routed = np.array([decision.route == "student" for decision in decisions])
         over += bool(routed.any() and (1 - rates[routed]).mean() > 0.1)
-    assert chosen >= 15, "and yet it lets the student answer"
-    assert over <= 12
+    assert chosen >= 6, "and yet it lets the student answer"
+    assert over <= 6
