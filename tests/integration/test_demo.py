@@ -183,6 +183,7 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     assert stronger.manifest.threshold == NEVER, "400 pairs cannot show one in a thousand"
 
 
+@pytest.mark.slow
 def test_the_bundle_is_served_with_real_models_on_both_sides(
     demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path
 ) -> None:
