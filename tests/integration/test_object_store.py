@@ -51,6 +51,7 @@ def distill_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
 
 
+@pytest.mark.slow
 def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
     with fsspec.open(f"{bucket}/queries/part-0.jsonl", "w") as file:
         file.writelines(json.dumps({"id": f"r{i}", "text": f"query {i}"}) + "\n" for i in range(NUM_ROWS))
