@@ -75,9 +75,9 @@ class Plain:
         return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
 
 
-def make_bundle(folder: Path, texts: list[str]) -> Path:
+def make_bundle(folder: Path, texts: list[str], section: EmbedderConfig) -> Path:
     """Everything asked here goes to the student."""
-    embedder = load_embedder(EmbedderConfig())
+    embedder = load_embedder(section)
     keys = [request_key({"messages": [{"role": "user", "content": text}]}, []) for text in texts]
     vectors = np.concatenate([embedder.embed(texts[i : i + 64]) for i in range(0, len(texts), 64)])
     entries = pa.table(
@@ -97,7 +97,7 @@ def make_bundle(folder: Path, texts: list[str]) -> Path:
         student=StudentSpec(kind="full", sampling=SamplingConfig(temperature=0.0, max_tokens=MAX_TOKENS)),
         teacher="",
         teacher_sampling=SamplingConfig(),
-        embedder=EmbedderConfig(),
+        embedder=section,
         embedder_identity=embedder.identity,
         neighbours=8,
         model=DecisionModel(kind="similarity", intercept=10.0, weights=[0.0]),
@@ -111,7 +111,7 @@ def make_bundle(folder: Path, texts: list[str]) -> Path:
     return write_bundle(folder, manifest, student=DEMO_MODEL_PATH, index=index, entries=entries, reports={})
 
 
-def config_of(folder: Path, student: dict[str, Any]) -> RunConfig:
+def config_of(folder: Path, student: dict[str, Any], embedder: EmbedderConfig) -> RunConfig:
     """A service with one router and a student; its teacher is never asked."""
     raw = {
         "name": "bench",
@@ -122,6 +122,7 @@ def config_of(folder: Path, student: dict[str, Any]) -> RunConfig:
             "folder": str(folder),
             "port": PORT,
             "student": student,
+            "embedder": embedder.model_dump(),
             "headers": True,
             "router": {"cpus": 0.1, "max_ongoing": 1024, "student_timeout_s": 60.0},
         },
@@ -159,9 +160,8 @@ async def load(path: str, texts: list[str], num_clients: int, num_requests: int)
         return np.array(times), time.perf_counter() - started
 
 
-def up(folder: Path, student: dict[str, Any]) -> None:
+def up(config: RunConfig, folder: Path) -> None:
     """Start service and peer, and wait for the student."""
-    config = config_of(folder, student)
     start(config, str(folder))
     student_app = AppNames("bench").student(version_of("benchmark"))
     deadline = time.monotonic() + 180
@@ -226,24 +226,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=60, help="per round and way, at one client")
     parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="of the embedder")
+    parser.add_argument("--only", choices=["overhead", "saturation"])
     arguments = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    embedder = EmbedderConfig(precision=arguments.precision)
     texts = [row["text"] for row in language_rows(NUM_INDEXED)]
     asked = [row["text"] for row in language_rows(200, held_out=True)]
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"precision": arguments.precision}
     students: dict[str, dict[str, Any]] = {
         "overhead": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
         "saturation": {"type": "fake", "cpus": 0.1},
     }
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = make_bundle(Path(scratch) / "bundle", texts)
-        for name, student in students.items():
+        bundle = make_bundle(Path(scratch) / "bundle", texts, embedder)
+        for name in [arguments.only] if arguments.only else students:
             folder = Path(scratch) / name
             bundles = Bundles(folder / "bundles")
             bundles.promote(bundles.install(bundle))
-            with connected(num_cpus=cpus_needed(config_of(folder, student)) + 1):
+            config = config_of(folder, students[name], embedder)
+            with connected(num_cpus=cpus_needed(config) + 1):
                 try:
-                    up(folder, student)
+                    up(config, folder)
                     if name == "overhead":
                         result[name] = overhead(asked, arguments.rounds, arguments.requests)
                     else:

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -177,7 +177,12 @@ def parse_config(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML allows a key twice and takes the last one, which hides a setting."""
+    """YAML 1.2's booleans, so that `guard: off` and a label `no` are words; and no key twice, which hides a setting."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":bool") or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -220,7 +225,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"--set {override}: expected dotted.key=value, for example --set train.epochs=2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}; quote text that holds "

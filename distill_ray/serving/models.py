@@ -19,7 +19,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from distill_ray.config import Config, HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
+from distill_ray.config import HfEngineConfig, OpenAIEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ApiError, ConfigError, EngineError, RequestRejected
@@ -101,6 +101,16 @@ def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
     if isinstance(engine, VllmEngineConfig):
         values["engine_kwargs"] = {**config.student.engine_kwargs, **engine.engine_kwargs}
     return engine.model_copy(update=values)
+
+
+def require_runnable(config: RunConfig, folder: Path) -> None:
+    """Raises ConfigError: what the config says cannot run the student of the bundle in `folder`, or not so."""
+    engine = student_engine(config, folder)
+    if config.serve.cascade is not None and not isinstance(engine, VllmEngineConfig | OpenAIEngineConfig):
+        raise ConfigError(
+            f"serve.cascade: it looks at the log-probabilities of the student's tokens, and the `{engine.type}` engine "
+            "serves none; leave serve.cascade out"
+        )
 
 
 def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application:
@@ -377,9 +387,3 @@ class DeployedBackend(Backend):
         finally:
             if pieces is not None:
                 pieces.cancel()  # ends the work where the client has left; nothing where it is done
-
-
-def require_no_cascade_without_logprobs(student: Config, cascade: object) -> None:
-    """Raises ConfigError: `serve.cascade` looks at log-probabilities, which this student does not give."""
-    if cascade is not None and "top_logprobs" not in getattr(student, "capabilities", ()):
-        raise ConfigError("serve.cascade: it looks at the student's log-probabilities, which its engine does not give")

@@ -197,10 +197,12 @@ class Router:
             return None
 
     async def _keep(self, asked: Asked, answer: Answer) -> None:
+        outcome = "off" if self._spool is None else await asyncio.to_thread(self._keep_now, self._spool, asked, answer)
+        self.metrics.pairs.labels(outcome).inc()
+
+    def _keep_now(self, spool: Spool, asked: Asked, answer: Answer) -> str:
+        """In a thread: the operator's patterns and the disk may both be slow."""
         call = asked.call
-        if self._spool is None:
-            self.metrics.pairs.labels("off").inc()
-            return
         refused = why_not_kept(
             call.body,
             answer,
@@ -209,8 +211,7 @@ class Router:
             refusals=self.config.collect.refusals,
         )
         if refused is not None:
-            self.metrics.pairs.labels(refused).inc()
-            return
+            return refused
         pair = make_pair(
             call.body,
             answer,
@@ -224,14 +225,13 @@ class Router:
             embedding=asked.vector,
         )
         try:
-            await asyncio.to_thread(self._spool.append, pair)
+            spool.append(pair)
         except SpoolFull:
-            self.metrics.pairs.labels("spool_full").inc()
+            return "spool_full"
         except SpoolError as error:
             _LOG.error("%s", error)
-            self.metrics.pairs.labels("spool_failed").inc()
-        else:
-            self.metrics.pairs.labels("kept").inc()
+            return "spool_failed"
+        return "kept"
 
     def _deliver(self, pairs: list[Pair]) -> None:
         """Called in the drain's thread."""

@@ -67,6 +67,7 @@ def serve(
 def _preflight(config: RunConfig, folder: str, bundle: str | None) -> None:
     """What is wrong with the files is said before anything starts."""
     from distill_ray.serving.front.keys import load_keys
+    from distill_ray.serving.models import require_runnable
     from distill_ray.serving.routing.bundles import Bundles
     from distill_ray.serving.routing.embedder import load_embedder
 
@@ -78,6 +79,7 @@ def _preflight(config: RunConfig, folder: str, bundle: str | None) -> None:
     embedder = load_embedder(config.serve.embedder)
     if current is not None:
         bundles.load(current, embedder.identity)
+        require_runnable(config, bundles.path(current))
 
 
 def _say_where(config: RunConfig, folder: str, seconds: float) -> None:

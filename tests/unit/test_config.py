@@ -132,6 +132,15 @@ def test_a_malformed_override_shows_what_one_looks_like(override: str) -> None:
         parse_config(MINIMAL, overrides=[override])
 
 
+def test_off_no_and_on_are_words_where_words_are_meant_and_booleans_where_those_are(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    serve = "serve: {guard: off, degraded: off, headers: on, collect: {enabled: no}}"
+    path.write_text(f"{yaml.safe_dump(MINIMAL)}\n{serve}\n")
+    config = load_config(path, overrides=["serve.show_requests=yes", "serve.model_aliases=[no, off]"]).serve
+    assert (config.guard, config.degraded, config.headers, config.collect.enabled) == ("off", "off", True, False)
+    assert (config.show_requests, config.model_aliases) == (True, ["no", "off"])
+
+
 def test_an_override_in_scientific_notation_is_a_number() -> None:
     assert parse_config(MINIMAL, overrides=["train.learning_rate=1e-3"]).train.learning_rate == 1e-3
 

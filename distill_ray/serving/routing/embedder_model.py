@@ -1,7 +1,7 @@
 """An embedding model: where its files are, what it is called, and what every runtime of it owes.
 
 Of a model's files those count that its vectors depend on: weights, configs, tokenizer, of each of the modules that
-`modules.json` lists. Their hash is part of the identity, the runtime is not: all give the same vectors.
+`modules.json` lists. Their hash is part of the identity, and int8; the runtime is not: all give the same vectors.
 
 Needs neither torch nor sentence-transformers.
 """
@@ -89,8 +89,8 @@ def _folder(config: EmbedderConfig) -> Path:
 class TextEmbedder(ABC):
     """What is common to all runtimes: the limit, batches of like length, and that every vector is one."""
 
-    def __init__(self, model: ModelFiles, *, dim: int, max_tokens: int, batch_size: int) -> None:
-        self.identity = f"{model.name}@{model.digest}/{max_tokens}"
+    def __init__(self, model: ModelFiles, *, dim: int, max_tokens: int, batch_size: int, form: str = "") -> None:
+        self.identity = f"{model.name}@{model.digest}/{max_tokens}{form}"
         self.dim = dim
         self.max_tokens = max_tokens
         self._batch_size = batch_size

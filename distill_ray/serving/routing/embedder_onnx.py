@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -23,19 +24,24 @@ import tokenizers
 from distill_ray.errors import EmbedderError
 from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder
 
-FORMAT = 1  # of the folder; another one is made anew
+Precision = Literal["float32", "int8"]
+FORMAT = 2  # of the folder; another one is made anew
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # those that a tokenizer can fill
 OUTPUT = "sentence_vector"
 
 
 class OnnxEmbedder(TextEmbedder):
-    """A model as `embedder_torch.TorchEmbedder.export` writes it.
+    """A model as `embedder_torch.TorchEmbedder.export` writes it, or `quantise` after it.
 
     Raises:
         EmbedderError: a file is missing or damaged.
     """
 
-    def __init__(self, model: ModelFiles, folder: Path, *, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, model: ModelFiles, folder: Path, *, batch_size: int, threads: int, precision: Precision = "float32"
+    ) -> None:
+        if precision == "int8":  # one scale for all texts of a run: a vector would depend on who asks at the same time
+            batch_size = 1
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -48,7 +54,13 @@ class OnnxEmbedder(TextEmbedder):
             self._session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=providers)
             self._inputs = [tensor.name for tensor in self._session.get_inputs()]
             self._prompt = str(about["prompt"])
-            super().__init__(model, dim=about["dim"], max_tokens=about["max_tokens"], batch_size=batch_size)
+            super().__init__(
+                model,
+                dim=about["dim"],
+                max_tokens=about["max_tokens"],
+                batch_size=batch_size,
+                form="" if precision == "float32" else f"/{precision}",
+            )
         except Exception as error:  # neither library has a base class for its errors
             raise EmbedderError(f"{folder}: cannot load the embedder ({error}); delete this folder") from error
 
@@ -63,10 +75,21 @@ class OnnxEmbedder(TextEmbedder):
         return np.asarray(self._session.run([OUTPUT], feed)[0])
 
 
-def cache_folder(model: ModelFiles) -> Path:
+def quantise(folder: Path) -> None:
+    """`model.onnx` in int8, in its place: weights per channel once, activations as each text needs."""
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+    model, prepared = folder / "model.onnx", folder / "prepared.onnx"
+    quant_pre_process(model, prepared, skip_symbolic_shape=True)
+    quantize_dynamic(prepared, model, ["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    prepared.unlink()
+
+
+def cache_folder(model: ModelFiles, precision: Precision = "float32") -> Path:
     """Where a model's ONNX form is, or will be. Another torch may export what this one cannot."""
     root = os.environ.get("DISTILL_RAY_CACHE") or "~/.cache/distill-ray"
-    return Path(root).expanduser() / "onnx" / f"{model.digest}-{FORMAT}-torch{version('torch')}"
+    form = "" if precision == "float32" else f"-{precision}"
+    return Path(root).expanduser() / "onnx" / f"{model.digest}-{FORMAT}-torch{version('torch')}{form}"
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
