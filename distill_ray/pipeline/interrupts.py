@@ -6,7 +6,6 @@ it is swallowed. So it is remembered, and whoever watches a long wait from anoth
 
 from __future__ import annotations
 
-import _thread
 import signal
 import threading
 
@@ -20,9 +19,12 @@ def install() -> None:
 
 
 def insist() -> None:
-    """Interrupt the main thread again if it was told to stop. From a thread that runs while the work goes on."""
+    """Interrupt the main thread again if it was told to stop. From a thread that runs while the work goes on.
+
+    With a real signal, to that very thread: nothing less ends a sleep or a system call that it waits in.
+    """
     if _pressed.is_set():
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _interrupt(*_: object) -> None:
