@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -34,14 +35,17 @@ TEXTS = [
     "Wie spät ist es?",
     "今何時ですか。 كم الساعة؟ 🙂",
     "half a pair: \ud83d",
-    "the same words again and again " * 40,
+    "the same words again and again " * 4,
     "def f(x):\n\treturn x ** 2  # [SEP] [MASK]",
 ]
 
 
+LONG = "the same words again and again " * 40
+
+
 @pytest.fixture(scope="module")
 def onnx(embedder_cache: Path) -> Embedder:
-    return load_embedder(EmbedderConfig(runtime="onnx"))
+    return load_embedder(EmbedderConfig(runtime="onnx", batch_size=8))
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +67,26 @@ def copied_model(folder: Path) -> Path:
 def test_onnx_gives_the_vectors_of_sentence_transformers(onnx: Embedder, torch_embedder: Embedder) -> None:
     from sentence_transformers import SentenceTransformer
 
-    readable = [text.replace("\ud83d", "?") for text in TEXTS]
+    texts = [*TEXTS, LONG]
+    readable = [text.replace("\ud83d", "?") for text in texts]
     original = SentenceTransformer(str(get_model_path()), device="cpu").encode(readable, normalize_embeddings=True)
     for embedder in (onnx, torch_embedder):
-        vectors = embedder.embed(TEXTS)
-        assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384), np.float32)
+        vectors = embedder.embed(texts)
+        assert (vectors.shape, vectors.dtype) == ((len(texts), 384), np.float32)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
         assert (vectors * original).sum(axis=1).min() > 0.9999
 
 
 def test_both_runtimes_count_the_same_tokens_and_have_one_identity(onnx: Embedder, torch_embedder: Embedder) -> None:
-    assert [onnx.count_tokens(text) for text in TEXTS] == [torch_embedder.count_tokens(text) for text in TEXTS]
+    texts = [*TEXTS, LONG]
+    assert [onnx.count_tokens(text) for text in texts] == [torch_embedder.count_tokens(text) for text in texts]
     assert onnx.count_tokens("hello world") == 4  # a start and an end
     assert (onnx.identity, onnx.max_tokens) == (torch_embedder.identity, torch_embedder.max_tokens)
 
 
 def test_company_in_a_batch_changes_no_vector(onnx: Embedder) -> None:
-    texts = TEXTS * 20  # more than one batch
-    alone = np.concatenate([onnx.embed([text]) for text in TEXTS] * 20)
+    texts = TEXTS * 3  # more than one batch
+    alone = np.concatenate([onnx.embed([text]) for text in TEXTS] * 3)
     np.testing.assert_allclose(onnx.embed(texts), alone, atol=1e-5)
     assert onnx.embed([]).shape == (0, 384)
 
@@ -138,10 +144,10 @@ def test_another_model_with_other_modules_and_a_prompt_works_too(tmp_path: Path,
 def test_int8_gives_vectors_of_its_own_that_point_almost_the_same_way(onnx: Embedder) -> None:
     int8 = load_embedder(EmbedderConfig(precision="int8"))
     assert (int8.identity, int8.dim) == (f"{onnx.identity}/int8", onnx.dim)
-    texts = TEXTS * 3
+    texts = [*TEXTS, LONG]
     cosines = (int8.embed(texts) * onnx.embed(texts)).sum(axis=1)
     assert 0.95 < cosines.min() < 0.9999
-    alone = np.concatenate([int8.embed([text]) for text in TEXTS] * 3)
+    alone = np.concatenate([int8.embed([text]) for text in texts])
     np.testing.assert_array_equal(int8.embed(texts), alone)  # company changes nothing, not even the last bit
     with pytest.raises(TextTooLong):
         int8.embed(["word " * int8.max_tokens])
@@ -211,7 +217,7 @@ def test_an_onnx_form_that_differs_is_refused(
     finished = cache_folder(find_model(EmbedderConfig()))
 
     def export(self: TextEmbedder, folder: Path) -> None:
-        shutil.copytree(finished, folder, dirs_exist_ok=True)
+        shutil.copytree(finished, folder, dirs_exist_ok=True, copy_function=os.link)
 
     monkeypatch.setattr(embedder_torch.TorchEmbedder, "export", export)
     monkeypatch.setattr(OnnxEmbedder, method, other(getattr(OnnxEmbedder, method)))
@@ -224,12 +230,15 @@ def test_an_int8_form_that_points_elsewhere_is_refused_and_nothing_else_takes_it
     onnx: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = cache_folder(find_model(EmbedderConfig()))
+    quantised: list[Path] = []
     monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path))
-    shutil.copytree(finished, cache_folder(find_model(EmbedderConfig())))
-    monkeypatch.setattr(embedder_module, "NEAR_FROM", 1.0)
-    for _ in range(2):  # remembered
+    shutil.copytree(finished, cache_folder(find_model(EmbedderConfig())), copy_function=os.link)
+    monkeypatch.setattr(embedder_module, "quantise", quantised.append)
+    monkeypatch.setattr(embedder_module, "NEAR_FROM", 1.1)  # which no cosine is
+    for _ in range(2):
         with pytest.raises(EmbedderError, match="/int8: its ONNX form gives other vectors"):
             load_embedder(EmbedderConfig(precision="int8"))
+    assert len(quantised) == 1  # that it is no good is remembered
     assert load_embedder(EmbedderConfig()).identity == onnx.identity
 
 

@@ -125,14 +125,14 @@ def test_the_output_is_the_same_whatever_the_order_of_answers(tmp_path: Path) ->
 
 
 def test_rows_behind_the_token_budget_wait_for_the_next_run(tmp_path: Path) -> None:
-    rows = [f"query {i}" for i in range(100)]
-    config = config_of(tmp_path, rows, latency_s=0.05, max_concurrency=2)
+    rows = [f"query {i}" for i in range(40)]
+    config = config_of(tmp_path, rows, latency_s=0.02, max_concurrency=2)
     folder = RunFolder(tmp_path / "run")
     run_worker(config, folder, max_tokens=30)
     examples, rejects = outcome(folder)
-    assert 0 < len(examples) < 100
+    assert 0 < len(examples) < 40
     assert set(rejects.values()) == {"token_budget"}
-    assert len(examples) + len(rejects) == 100
+    assert len(examples) + len(rejects) == 40
     assert any(folder.read_json("done", name)["retry"] for name in folder.list("done"))
     after = run_worker(config, folder).state()
     assert outcome(folder)[1] == {}
