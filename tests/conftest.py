@@ -6,6 +6,7 @@ knows. Not covered by tests on this machine: a GPU, and vendors' servers (a scri
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before anything imports numpy: with matrices as small as these, threads that wait for one another take most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 settings.register_profile("any machine", deadline=None)  # what is slow on a busy one is not wrong
 settings.load_profile("any machine")
 

@@ -27,7 +27,7 @@ def test_no_request_makes_the_service_fail(tmp_path: Path) -> None:
         operation = result.ok()
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=30, derandomize=True, suppress_health_check=list(HealthCheck))
         def fuzz(case: Any) -> None:
             response = case.call(headers=LOCAL)
             case.validate_response(response, checks=[not_a_server_error])

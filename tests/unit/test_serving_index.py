@@ -74,15 +74,15 @@ def test_an_index_without_rows_has_no_neighbours() -> None:
 
 @pytest.fixture(scope="module")
 def large() -> tuple[np.ndarray, list[str], NearestIndex]:
-    """12,000 rows of one kind, which is more than are searched one by one, and 3,000 of another."""
-    vectors = clustered(15_000)
-    fingerprints = ["many"] * 12_000 + ["few"] * 3_000
-    return vectors, fingerprints, NearestIndex.build(vectors, fingerprints)
+    """4,000 rows of one kind, which is more than are searched one by one here, and 1,000 of another."""
+    vectors = clustered(5_000)
+    fingerprints = ["many"] * 4_000 + ["few"] * 1_000
+    return vectors, fingerprints, NearestIndex.build(vectors, fingerprints, exact_up_to=2_000)
 
 
 def test_a_large_index_nearly_always_finds_the_nearest(large: tuple[np.ndarray, list[str], NearestIndex]) -> None:
     vectors, fingerprints, index = large
-    queries = clustered(15_500)[15_000:]
+    queries = clustered(5_500)[5_000:]
     for fingerprint, least in [("many", 0.98), ("few", 1.0)]:
         own = vectors[np.array(fingerprints) == fingerprint]
         best = [index.search(query, fingerprint, 8)[0][0] for query in queries]
@@ -92,8 +92,8 @@ def test_a_large_index_nearly_always_finds_the_nearest(large: tuple[np.ndarray, 
 
 def test_the_same_question_asked_a_thousand_times_hides_no_other() -> None:
     """Equal vectors are each other's nearest, and a graph could be left with islands of them."""
-    distinct = unit_vectors(300)
-    index = NearestIndex.build(np.repeat(distinct, 50, axis=0), ["a"] * 15_000)
+    distinct = unit_vectors(100)
+    index = NearestIndex.build(np.repeat(distinct, 50, axis=0), ["a"] * 5_000, exact_up_to=2_000)
     best = [index.search(vector, "a", 1)[0] for vector in distinct]
     assert np.mean([len(found) == 1 and found[0] > 0.999 for found in best]) >= 0.98
 

@@ -376,6 +376,12 @@ def test_lance_is_a_table_that_lancedb_opens(tmp_path: Path) -> None:
     assert lancedb.connect(tmp_path / "pairs").open_table("pairs").count_rows() == 2
 
 
+@pytest.fixture
+def _short_of_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_ray.serving.collecting.store.lance.RETRY_S", 0.05)
+
+
+@pytest.mark.usefixtures("_short_of_patience")
 def test_lance_refuses_a_table_of_another_version(tmp_path: Path) -> None:
     import lance
     import pyarrow as pa
@@ -385,6 +391,7 @@ def test_lance_refuses_a_table_of_another_version(tmp_path: Path) -> None:
         make_store(StoreConfig(), tmp_path).count()
 
 
+@pytest.mark.usefixtures("_short_of_patience")
 def test_a_store_that_is_away_is_an_error_of_ours_and_it_works_when_it_is_back(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("a file where the folder belongs")
     store = make_store(StoreConfig(), tmp_path)
