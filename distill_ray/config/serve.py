@@ -84,6 +84,19 @@ class RouterConfig(Config):
     """Conversations remembered per replica: one that the teacher answered stays with the teacher."""
 
 
+class ScalingConfig(Config):
+    """When `replicas: {min, max}` of teacher, student and router grow and shrink."""
+
+    target_ongoing: Annotated[int, Field(ge=1)] = 64
+    """Requests in work per replica that is aimed at: more and one is added, less and one is taken away."""
+
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds that it has to be more."""
+
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds that it has to be less."""
+
+
 class StoreConfig(Config):
     """Where collected pairs are kept."""
 
@@ -182,6 +195,9 @@ class ServeConfig(Config):
 
     router: RouterConfig = RouterConfig()
     """The process in front."""
+
+    scaling: ScalingConfig = ScalingConfig()
+    """When replicas are added and taken away."""
 
     embedder: EmbedderConfig = EmbedderConfig()
     """For a service without a bundle yet, and for `calibrate`; a bundle brings its own."""

@@ -110,18 +110,26 @@ class Drain:
         deliver: raises (whatever it likes) where the pairs are not stored.
         batch: pairs delivered together.
         flush_s: seconds that a pair waits for others at most.
+        failed: is told of each failure, in the drain's thread.
     """
 
-    def __init__(self, spool: Spool, deliver: Callable[[list[Pair]], object], batch: int, flush_s: float) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        deliver: Callable[[list[Pair]], object],
+        batch: int,
+        flush_s: float,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._spool = spool
         self._deliver = deliver
+        self._failed = failed
         self._batch = batch
         self._flush_s = flush_s
         self._failures_in_a_row = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self.num_delivered = 0
-        self.num_failures = 0
 
     def start(self) -> None:
         """Begin."""
@@ -143,9 +151,11 @@ class Drain:
                 self._spool.ack(taken)
                 self.num_delivered += len(pairs)
                 self._failures_in_a_row = 0
-        except Exception:  # of the store, of the way to it, of the disk: the pairs are in the spool all the same
+        except (
+            Exception
+        ) as error:  # of the store, of the way to it, of the disk: the pairs are in the spool all the same
             self._failures_in_a_row += 1
-            self.num_failures += 1
+            self._failed(error)
             return False
         return True
 
