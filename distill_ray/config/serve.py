@@ -132,7 +132,7 @@ class CollectConfig(Config):
     """Seconds that a pair waits for others at most."""
 
     compact_s: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds between two compactions of the store."""
+    """Seconds between two compactions of the store; after 200 writes there is one in any case."""
 
     refusals: list[Pattern] = [r"(?i)^\s*(i['’]?m sorry|i am sorry|sorry,|i can(no|['’])t|i cannot|as an ai\b)"]
     """An answer that one of these finds is a refusal and is not kept."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
+from distill_ray.serving.collecting import writer as writer_module
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.spool import Spool
 from distill_ray.serving.collecting.store import PairStore, make_store
@@ -204,6 +205,18 @@ def test_the_store_is_compacted_on_schedule_and_a_failure_of_that_costs_nothing(
         assert writer.write([pair(f"at {now}")]) == 1
     assert compactions == [11.0, 11.0, 21.0, 31.5]  # the first time it is tried twice
     assert (writer.num_compactions, writer.num_failures, writer.num_stored) == (2, 1, 7)
+
+
+def test_many_small_writes_are_compacted_before_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "MOST_WRITES", 3)
+    store = make_store(StoreConfig(), tmp_path)
+    writer = Writer(lambda: store, compact_s=1000)
+    counts = []
+    for number in range(7):
+        writer.write([pair(f"at {number}")])
+        counts.append(writer.num_compactions)
+    assert counts == [0, 0, 1, 1, 1, 2, 2]
+    assert store.count() == 7
 
 
 # Collects and stores for ever; says each id when its append has returned, and how many the store had by then.
