@@ -206,7 +206,8 @@ class ServeConfig(Config):
     """Which requests are of one kind."""
 
     guard: Literal["off", "strict"] = "off"
-    """strict: other numbers, negations or names than in the nearest trained request: the teacher answers."""
+    """strict: other numbers, negations or names than in the nearest trained request, or that request with something
+    else beside it: the teacher answers."""
 
     cascade: CascadeConfig | None = None
     """A second look at the student's answers."""
