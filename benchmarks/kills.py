@@ -226,7 +226,8 @@ def main() -> None:
     scripted.start()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundle = make_bundle(folder / "bundle", [row["text"] for row in language_rows(NUM_INDEXED)], EmbedderConfig())
+        trained = [row["text"] for row in language_rows(NUM_INDEXED)]
+        bundle = make_bundle(folder / "bundle", trained, EmbedderConfig(), far=0.5)
         raw = {
             "name": NAME,
             "recipe": {"type": "context", "context": {"text": "You answer in one word."}},

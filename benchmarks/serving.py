@@ -75,8 +75,8 @@ class Plain:
         return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
 
 
-def make_bundle(folder: Path, texts: list[str], section: EmbedderConfig) -> Path:
-    """Everything asked here goes to the student."""
+def make_bundle(folder: Path, texts: list[str], section: EmbedderConfig, far: float = 0.0) -> Path:
+    """What is as similar as `far` to one of the texts goes to the student."""
     embedder = load_embedder(section)
     keys = [request_key({"messages": [{"role": "user", "content": text}]}, []) for text in texts]
     vectors = np.concatenate([embedder.embed(texts[i : i + 64]) for i in range(0, len(texts), 64)])
@@ -102,7 +102,7 @@ def make_bundle(folder: Path, texts: list[str], section: EmbedderConfig) -> Path
         neighbours=8,
         model=DecisionModel(kind="similarity", intercept=10.0, weights=[0.0]),
         threshold=0.0,
-        far=0.0,
+        far=far,
         guard="off",
         summary={},
         data="",

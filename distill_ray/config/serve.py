@@ -84,6 +84,19 @@ class RouterConfig(Config):
     """Conversations remembered per replica: one that the teacher answered stays with the teacher."""
 
 
+class ScalingConfig(Config):
+    """When `replicas: {min, max}` of teacher, student and router grow and shrink."""
+
+    target_ongoing: Annotated[int, Field(ge=1)] = 64
+    """Requests in work per replica that is aimed at: more and one is added, less and one is taken away."""
+
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds that it has to be more."""
+
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds that it has to be less."""
+
+
 class StoreConfig(Config):
     """Where collected pairs are kept."""
 
@@ -119,7 +132,7 @@ class CollectConfig(Config):
     """Seconds that a pair waits for others at most."""
 
     compact_s: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds between two compactions of the store."""
+    """Seconds between two compactions of the store; after 200 writes there is one in any case."""
 
     refusals: list[Pattern] = [r"(?i)^\s*(i['’]?m sorry|i am sorry|sorry,|i can(no|['’])t|i cannot|as an ai\b)"]
     """An answer that one of these finds is a refusal and is not kept."""
@@ -183,6 +196,9 @@ class ServeConfig(Config):
     router: RouterConfig = RouterConfig()
     """The process in front."""
 
+    scaling: ScalingConfig = ScalingConfig()
+    """When replicas are added and taken away."""
+
     embedder: EmbedderConfig = EmbedderConfig()
     """For a service without a bundle yet, and for `calibrate`; a bundle brings its own."""
 
@@ -190,7 +206,8 @@ class ServeConfig(Config):
     """Which requests are of one kind."""
 
     guard: Literal["off", "strict"] = "off"
-    """strict: other numbers, negations or names than in the nearest trained request: the teacher answers."""
+    """strict: other numbers, negations or names than in the nearest trained request, or that request with something
+    else beside it: the teacher answers."""
 
     cascade: CascadeConfig | None = None
     """A second look at the student's answers."""

@@ -21,7 +21,7 @@ from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.keeper import Keeper
-from distill_ray.serving.models import application
+from distill_ray.serving.models import application, scaled
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.replica import Router
 
@@ -34,22 +34,13 @@ def front_application(config: RunConfig, folder: str) -> serve.Application:
     keeper: Any = serve.deployment(
         Keeper, name="keeper", num_replicas=1, max_ongoing_requests=64, ray_actor_options={"num_cpus": KEEPER_CPUS}
     )
-    scale: dict[str, Any] = {"num_replicas": router.replicas.min}
-    if router.replicas.min < router.replicas.max:
-        scale = {
-            "autoscaling_config": {
-                "min_replicas": router.replicas.min,
-                "max_replicas": router.replicas.max,
-                "target_ongoing_requests": max(1, router.max_ongoing // 2),
-            }
-        }
     routers: Any = serve.deployment(
         Router,
         name="router",
         max_ongoing_requests=2 * (router.max_ongoing + router.max_queued) + 16,  # it says 503 itself, in words
         graceful_shutdown_timeout_s=20.0,
         ray_actor_options={"num_cpus": router.cpus},
-        **scale,
+        **scaled(router.replicas, config.serve.scaling),
     )
     return routers.bind(config, folder, names, keeper.bind(config, folder, names))
 
@@ -59,7 +50,7 @@ def teacher_application(config: RunConfig, folder: str) -> serve.Application | N
     engine = config.serve.teacher or config.teacher
     if isinstance(engine, OpenAIEngineConfig):
         return None
-    return application(engine, AppNames(config.name).teacher, RunFolder(folder))
+    return application(engine, AppNames(config.name).teacher, RunFolder(folder), config.serve.scaling)
 
 
 def cpus_needed(config: RunConfig) -> float:

@@ -20,7 +20,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from distill_ray.config import HfEngineConfig, OpenAIEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
-from distill_ray.config.engine import BaseEngineConfig
+from distill_ray.config.engine import BaseEngineConfig, Replicas
+from distill_ray.config.serve import ScalingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ApiError, ConfigError, EngineError, RequestRejected
 from distill_ray.pipeline.cluster import redirect_output
@@ -35,31 +36,23 @@ from distill_ray.serving.routing.bundle import read_manifest
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 
 
-def application(config: BaseEngineConfig, role: str, folder: RunFolder, *, max_ongoing: int = 256) -> serve.Application:
+def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling: ScalingConfig) -> serve.Application:
     """The Serve application of a model.
 
     Args:
         config: the engine.
         role: "teacher" or "student-VERSION"; names its log.
         folder: the service's, for logs.
-        max_ongoing: requests in work per replica; autoscaling aims at half of it.
+        scaling: when replicas are added.
     """
-    replicas = config.replicas
     options: dict[str, Any] = {
         "name": role,
-        "max_ongoing_requests": max_ongoing,
+        "max_ongoing_requests": max(256, 2 * scaling.target_ongoing),  # the rest waits in the router
         "graceful_shutdown_timeout_s": 5.0,
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 60.0,  # an engine that computes is not dead
+        **scaled(config.replicas, scaling),
     }
-    if replicas.min == replicas.max:
-        options["num_replicas"] = replicas.min
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": replicas.min,
-            "max_replicas": replicas.max,
-            "target_ongoing_requests": max(1, max_ongoing // 2),
-        }
     actor: dict[str, Any] = {"num_cpus": config.cpus}
     if config.num_gpus == 1 and not isinstance(config, VllmEngineConfig):
         actor["num_gpus"] = 1
@@ -70,6 +63,21 @@ def application(config: BaseEngineConfig, role: str, folder: RunFolder, *, max_o
     model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
     deployment: Any = serve.deployment(model, ray_actor_options=actor, **options)
     return deployment.bind(config, role, folder)
+
+
+def scaled(replicas: Replicas, scaling: ScalingConfig) -> dict[str, Any]:
+    """Options of a deployment. Ray's own defaults never add a replica to a model (ray-project/ray#59681)."""
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": scaling.target_ongoing,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+        }
+    }
 
 
 def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
@@ -116,7 +124,7 @@ def require_runnable(config: RunConfig, folder: Path) -> None:
 def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application:
     """The student of the bundle in `folder`. Raises as `student_engine`."""
     version = read_manifest(folder).version
-    return application(student_engine(config, folder), names.student(version), logs)
+    return application(student_engine(config, folder), names.student(version), logs, config.serve.scaling)
 
 
 # -- vLLM ------------------------------------------------------------------------------------------------------------
@@ -125,8 +133,7 @@ def student_application(config: RunConfig, folder: Path, names: AppNames, logs: 
 class VllmModel:
     """Replica: vLLM behind `ray.serve.llm.LLMServer`.
 
-    Our own deployment holds the server instead of being one: what starts it needs no vLLM then, and the limits that
-    Ray's default sets so high that autoscaling never fires are ours (ray-project/ray#59681).
+    Our deployment holds the server instead of being one: what starts it needs no vLLM then, and its limits are ours.
     """
 
     async def __init__(self, config: VllmEngineConfig, role: str, folder: RunFolder) -> None:

@@ -92,7 +92,7 @@ class Router:
         self._loops = [asyncio.create_task(self._repeat(what, seconds)) for what, seconds in every]
         if self._spool is not None:
             collect = self.config.collect
-            Drain(self._spool, self._deliver, collect.batch, collect.flush_s).start()
+            Drain(self._spool, self._deliver, collect.batch, collect.flush_s, self._not_delivered).start()
         return build(self)
 
     async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -236,6 +236,12 @@ class Router:
     def _deliver(self, pairs: list[Pair]) -> None:
         """Called in the drain's thread."""
         self._keeper.add.remote(pairs).result(timeout_s=KEEPER_TIMEOUT_S)
+
+    def _not_delivered(self, error: Exception) -> None:
+        """Called in the drain's thread."""
+        self.metrics.errors.labels("store").inc()
+        last = (str(error).strip().splitlines() or [""])[-1]  # of another process, its traceback comes before it
+        _LOG.warning("pairs wait in the spool: %s: %s", type(error).__name__, last[:300])
 
     # -- report -----------------------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> I
                 "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
                 "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
                 "headers": True,
-                "collect": {"flush_s": 0.5},
+                "collect": {"flush_s": 0.5, "spool_mb": 0.2},
             },
         }
         with serving(folder, raw, "--bundle", str(bundle)) as running:
@@ -182,6 +182,28 @@ def test_teachers_answers_reach_the_store_once_and_can_be_deleted(service: Servi
     )
     assert no.status_code == 200
     until(lambda: service.status()["figures"]["pairs"].get("opted_out"), 30)
+
+
+def test_a_store_that_is_away_and_a_full_spool_cost_nobody_an_answer_and_are_counted(service: Service) -> None:
+    store = service.folder / "service" / "pairs"
+    store.rename(store.with_name("pairs-away"))
+    store.write_text("no store")
+    try:
+        assert service.ask(f"{UNLIKE} while the store is away").status_code == 200
+        until(lambda: service.status()["figures"]["errors"].get("store"), 30)
+        with Load(service).going_on() as load:
+            until(lambda: service.status()["figures"]["pairs"].get("spool_full"), 60)
+        assert not load.failed(), load.outcomes()
+        assert 100_000 < service.status()["figures"]["spool_bytes"] <= 2 * 200_000 * 1.05
+    finally:
+        store.unlink()
+        store.with_name("pairs-away").rename(store)
+
+    def stored() -> bool:
+        return "anybody" in service.command("pairs", "list", str(service.config), "--contains", "store is away")
+
+    until(stored, 90)
+    until(lambda: service.status()["figures"]["spool_bytes"] == 0, 60)
 
 
 def test_a_student_that_is_killed_costs_nobody_an_answer_and_comes_back(service: Service) -> None:

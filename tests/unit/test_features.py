@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.serving.calibration.polarity import PAIRS
-from distill_ray.serving.routing.features import marks_of, mismatch
+from distill_ray.serving.routing.features import contains_and_adds, marks_of, mismatch
 
 
 def differs(a: str, b: str) -> set[str]:
@@ -18,6 +18,21 @@ def differs(a: str, b: str) -> set[str]:
 def test_a_text_does_not_differ_from_itself(text: str) -> None:
     assert differs(text, text) == set()
     assert differs(text, f"  {text}\n") == set()
+
+
+@given(st.text(max_size=300))
+def test_a_text_adds_nothing_to_itself(text: str) -> None:
+    assert not contains_and_adds(marks_of(text), marks_of(f"{text} {text}"))
+
+
+@pytest.mark.parametrize("wording", ["{asked} {trained}", "{trained}\n{asked}", "{trained} {asked} {trained}"])
+def test_a_request_pasted_beside_another_is_seen_and_a_longer_wording_of_it_is_not(wording: str) -> None:
+    trained = "Is the shop in Paris open on a Sunday"
+    text = wording.format(trained=trained, asked="write a poem about love and war")
+    assert contains_and_adds(marks_of(text), marks_of(trained))
+    assert not contains_and_adds(marks_of(trained), marks_of(text))
+    assert not contains_and_adds(marks_of(f"Please tell me: {trained}"), marks_of(trained))
+    assert not contains_and_adds(marks_of("Is the shop in Rome open, and is it worth seeing"), marks_of(trained))
 
 
 @given(st.text(max_size=100), st.text(max_size=100))

@@ -105,6 +105,7 @@ def test_the_threshold_of_a_bundle_that_is_not_good_enough_is_never_reached(bund
         ("Is the shop in Rome open on Monday", Reason.GUARD_NAMES),
         ("Disable the alarm in the garage", Reason.GUARD_NEGATION),
         ("Does the soup not contain milk", Reason.GUARD_NEGATION),
+        ("Turn on the light in the kitchen and then write me long essay", Reason.GUARD_ADDS),
     ],
 )
 def test_the_guard_stops_what_similarity_lets_pass(bundle: Bundle, text: str, reason: Reason) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve.config import AutoscalingConfig
 
 from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig, parse_config
+from distill_ray.config.engine import Replicas
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving import models
-from distill_ray.serving.models import EngineModel, require_runnable, student_engine
+from distill_ray.serving.models import EngineModel, require_runnable, scaled, student_engine
 from distill_ray.serving.routing.bundle import StudentSpec
 from tests.unit.small_bundle import write_small_bundle
 
@@ -80,6 +82,14 @@ def test_a_cascade_over_an_engine_without_logprobs_is_refused_before_anything_st
         require_runnable(config(cascade=cascade), folder)
     require_runnable(config(), folder)
     require_runnable(config(cascade=cascade), bundle_of(tmp_path / "one", kind="full"))
+
+
+def test_replicas_that_may_grow_grow_by_limits_of_our_own() -> None:
+    serve = config(scaling={"target_ongoing": 5}).serve
+    assert scaled(Replicas(min=2, max=2), serve.scaling) == {"num_replicas": 2}
+    options = AutoscalingConfig(**scaled(Replicas(min=1, max=3), serve.scaling)["autoscaling_config"])
+    assert (options.min_replicas, options.max_replicas, options.get_target_ongoing_requests()) == (1, 3, 5)
+    assert (options.upscale_delay_s, options.downscale_delay_s) == (10.0, 600.0)
 
 
 # -- a T5 student ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
+from distill_ray.serving.collecting import writer as writer_module
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.spool import Spool
 from distill_ray.serving.collecting.store import PairStore, make_store
@@ -51,13 +52,14 @@ def wait_for(is_so: Callable[[], bool], timeout_s: float = 20) -> None:
 
 def test_while_the_store_is_away_appends_go_on_and_nothing_is_lost(tmp_path: Path) -> None:
     spool, store = Spool(tmp_path, MANY), Away()
-    drain = Drain(spool, store, batch=4, flush_s=1)
+    failures: list[Exception] = []
+    drain = Drain(spool, store, batch=4, flush_s=1, failed=failures.append)
     kept = pairs(10)
     store.is_away = True
     for each in kept[:6]:
         spool.append(each)
         assert not drain.flush()
-    assert (drain.num_failures, drain.num_delivered, store.got) == (6, 0, [])
+    assert (len(failures), drain.num_delivered, store.got) == (6, 0, [])
     store.is_away = False
     for each in kept[6:]:
         spool.append(each)
@@ -68,7 +70,7 @@ def test_while_the_store_is_away_appends_go_on_and_nothing_is_lost(tmp_path: Pat
 
 def test_a_drain_delivers_what_a_process_left_that_ended_meanwhile(tmp_path: Path) -> None:
     other, store = Spool(tmp_path, MANY), Away()
-    drain = Drain(Spool(tmp_path, MANY), store, batch=4, flush_s=1)
+    drain = Drain(Spool(tmp_path, MANY), store, batch=4, flush_s=1, failed=print)
     other.append(pair())
     assert drain.flush()
     assert store.got == []
@@ -79,7 +81,7 @@ def test_a_drain_delivers_what_a_process_left_that_ended_meanwhile(tmp_path: Pat
 
 def test_batches_become_smaller_while_they_fail_and_waits_longer(tmp_path: Path) -> None:
     spool, store = Spool(tmp_path, MANY), Away()
-    drain = Drain(spool, store, batch=8, flush_s=1)
+    drain = Drain(spool, store, batch=8, flush_s=1, failed=print)
     for each in pairs(20):
         spool.append(each)
     assert drain.wait_s == 1
@@ -100,12 +102,12 @@ def test_batches_become_smaller_while_they_fail_and_waits_longer(tmp_path: Path)
 
 def test_the_thread_delivers_within_the_interval_and_once_more_at_the_end(tmp_path: Path) -> None:
     spool, store = Spool(tmp_path, MANY), Away()
-    drain = Drain(spool, store, batch=4, flush_s=0.01)
+    drain = Drain(spool, store, batch=4, flush_s=0.01, failed=print)
     drain.start()
     spool.append(pair("a"))
     wait_for(lambda: len(store.got) == 1)
     drain.close()
-    slow = Drain(spool, store, batch=4, flush_s=1000)
+    slow = Drain(spool, store, batch=4, flush_s=1000, failed=print)
     slow.start()
     spool.append(pair("b"))
     slow.close()
@@ -114,7 +116,7 @@ def test_the_thread_delivers_within_the_interval_and_once_more_at_the_end(tmp_pa
 
 def test_an_append_does_not_wait_for_a_delivery_that_hangs(tmp_path: Path) -> None:
     spool, go_on = Spool(tmp_path, MANY), threading.Event()
-    drain = Drain(spool, lambda _: go_on.wait(20), batch=1, flush_s=0.001)
+    drain = Drain(spool, lambda _: go_on.wait(20), batch=1, flush_s=0.001, failed=print)
     spool.append(pair("a"))
     drain.start()
     time.sleep(0.05)
@@ -140,12 +142,12 @@ def test_any_mix_of_failures_and_restarts_delivers_each_pair_in_order(
         for _ in range(count):
             spool.append(next(left))
         store.is_away = is_away
-        Drain(spool, store, batch=3, flush_s=1).flush()
+        Drain(spool, store, batch=3, flush_s=1, failed=print).flush()
         if is_restarted:
             spool.close()
             spool = Spool(folder, MANY)
     store.is_away = False
-    assert Drain(spool, store, batch=3, flush_s=1).flush()
+    assert Drain(spool, store, batch=3, flush_s=1, failed=print).flush()
     assert store.got == kept
     spool.close()
 
@@ -205,6 +207,18 @@ def test_the_store_is_compacted_on_schedule_and_a_failure_of_that_costs_nothing(
     assert (writer.num_compactions, writer.num_failures, writer.num_stored) == (2, 1, 7)
 
 
+def test_many_small_writes_are_compacted_before_it_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "MOST_WRITES", 3)
+    store = make_store(StoreConfig(), tmp_path)
+    writer = Writer(lambda: store, compact_s=1000)
+    counts = []
+    for number in range(7):
+        writer.write([pair(f"at {number}")])
+        counts.append(writer.num_compactions)
+    assert counts == [0, 0, 1, 1, 1, 2, 2]
+    assert store.count() == 7
+
+
 # Collects and stores for ever; says each id when its append has returned, and how many the store had by then.
 ROUTER = """
 import itertools, sys
@@ -216,7 +230,7 @@ from tests.unit.pair_maker import pair
 folder, name = sys.argv[1:]
 spool = Spool(folder + "/spool", 2**24)
 writer = Writer(lambda: make_store(StoreConfig(), folder), compact_s=0.05)
-Drain(spool, writer.write, batch=16, flush_s=0.001).start()
+Drain(spool, writer.write, batch=16, flush_s=0.001, failed=print).start()
 for number in itertools.count():
     each = pair(f"{name} {number}")
     spool.append(each)
@@ -248,7 +262,7 @@ def test_kill_9_of_router_and_writer_at_any_moment_loses_nothing_and_doubles_not
         said |= {said_by(line)[0] for line in process.communicate()[0].split("\n")[:-1]}
     store = make_store(StoreConfig(), tmp_path)
     writer = Writer(lambda: store, compact_s=1000)
-    assert Drain(Spool(tmp_path / "spool", MANY), writer.write, batch=256, flush_s=1).flush()
+    assert Drain(Spool(tmp_path / "spool", MANY), writer.write, batch=256, flush_s=1, failed=print).flush()
     found = [i for batch in store.scan(columns=["pair_id"]) for i in batch["pair_id"].to_pylist()]
     assert len(found) == len(set(found))
     assert said <= set(found)

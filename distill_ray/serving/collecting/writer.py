@@ -23,6 +23,7 @@ from distill_ray.serving.collecting.store.base import PairStore
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 60.0  # between two tries while the store is away
+MOST_WRITES = 200  # between two compactions: each leaves a small file, which every later one has to look into
 
 
 class Writer:
@@ -30,7 +31,7 @@ class Writer:
 
     Args:
         open_store: makes a connection; called again when one has failed.
-        compact_s: seconds between two compactions.
+        compact_s: seconds between two compactions at most.
         clock: seconds.
     """
 
@@ -42,7 +43,7 @@ class Writer:
         self._clock = clock
         self._lock = threading.Lock()
         self._store: PairStore | None = None
-        self._compact_at = clock() + compact_s
+        self._compact_at, self._num_writes = clock() + compact_s, 0
         self.num_stored = 0
         """New pairs."""
         self.num_passed_over = 0
@@ -61,12 +62,13 @@ class Writer:
             num_new = self._with_store(lambda store: store.add(pairs))
             self.num_stored += num_new
             self.num_passed_over += len(pairs) - num_new
-            if self._clock() >= self._compact_at:
+            self._num_writes += 1
+            if self._num_writes >= MOST_WRITES or self._clock() >= self._compact_at:
                 self._compact()
             return num_new
 
     def _compact(self) -> None:
-        self._compact_at = self._clock() + self._compact_s
+        self._compact_at, self._num_writes = self._clock() + self._compact_s, 0
         try:
             self._with_store(lambda store: store.compact())
         except StoreError:
@@ -110,18 +112,26 @@ class Drain:
         deliver: raises (whatever it likes) where the pairs are not stored.
         batch: pairs delivered together.
         flush_s: seconds that a pair waits for others at most.
+        failed: is told of each failure, in the drain's thread.
     """
 
-    def __init__(self, spool: Spool, deliver: Callable[[list[Pair]], object], batch: int, flush_s: float) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        deliver: Callable[[list[Pair]], object],
+        batch: int,
+        flush_s: float,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._spool = spool
         self._deliver = deliver
+        self._failed = failed
         self._batch = batch
         self._flush_s = flush_s
         self._failures_in_a_row = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self.num_delivered = 0
-        self.num_failures = 0
 
     def start(self) -> None:
         """Begin."""
@@ -143,9 +153,11 @@ class Drain:
                 self._spool.ack(taken)
                 self.num_delivered += len(pairs)
                 self._failures_in_a_row = 0
-        except Exception:  # of the store, of the way to it, of the disk: the pairs are in the spool all the same
+        except (
+            Exception
+        ) as error:  # of the store, of the way to it, of the disk: the pairs are in the spool all the same
             self._failures_in_a_row += 1
-            self.num_failures += 1
+            self._failed(error)
             return False
         return True
 

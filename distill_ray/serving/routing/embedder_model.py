@@ -23,6 +23,7 @@ from distill_ray.errors import EmbedderError, TextTooLong
 # Shape suffixes: N texts, D dimensions.
 
 MAX_CHARACTERS_PER_TOKEN = 50  # text beyond is not even tokenised: megabytes would hold up all others
+LEAST_FULL = 0.75  # of a row: on a CPU, padding costs as much as text
 MAX_TOKENS_PER_RUN = 4096  # padding included; more is no faster on a CPU, and memory grows with it
 
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
@@ -114,7 +115,9 @@ class TextEmbedder(ABC):
         vectors_ND = np.empty((len(texts), self.dim), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: lengths[i])  # like lengths together: little padding
         while order:
-            width = max(1, min(self._batch_size, MAX_TOKENS_PER_RUN // lengths[order[-1]]))
+            longest = lengths[order[-1]]
+            width = max(1, min(self._batch_size, MAX_TOKENS_PER_RUN // longest))
+            width = sum(lengths[i] >= LEAST_FULL * longest for i in order[-width:])
             batch, order = order[-width:], order[:-width]
             vectors_ND[batch] = self._checked([_readable(texts[i]) for i in batch])
         return vectors_ND

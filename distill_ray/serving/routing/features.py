@@ -35,6 +35,7 @@ from distill_ray.serving.routing.lexicon import (
 
 Mismatch = Literal["numbers", "negation", "names"]
 
+MOST_ADDED = 3  # words, and a quarter of what they are added to
 MIN_STEM = 3  # characters that a word has at least behind a negative prefix
 
 _NUMBER = re.compile(r"(?<!\w)[-+−]?\d[\d.,'’\u00a0\u202f:/]*\d|(?<!\w)[-+−]?\d|\d+")
@@ -92,6 +93,12 @@ def mismatch(a: Marks, b: Marks) -> frozenset[Mismatch]:
     if a.num_negations != b.num_negations or _opposed(a, b):
         found.add("negation")
     return frozenset(found)
+
+
+def contains_and_adds(a: Marks, b: Marks) -> bool:
+    """Whether `a` is `b` and something else: a request pasted beside another one is similar to it."""
+    added = len(a.words - b.words)
+    return not b.words - a.words and added > MOST_ADDED and 4 * added > len(b.words)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 from distill_ray.serving.routing.bundle import Bundle
 from distill_ray.serving.routing.conversation import RequestKey
 from distill_ray.serving.routing.decision import DecisionModel, features_of
-from distill_ray.serving.routing.features import marks_of, mismatch
+from distill_ray.serving.routing.features import contains_and_adds, marks_of, mismatch
 
 Route = Literal["student", "teacher"]
 Guard = Literal["off", "strict"]
@@ -40,6 +40,7 @@ class Reason(StrEnum):
     GUARD_NUMBERS = "guard_numbers"
     GUARD_NEGATION = "guard_negation"
     GUARD_NAMES = "guard_names"
+    GUARD_ADDS = "guard_adds"
     # Of the service, which decides before or after the router does.
     FORCED = "forced"
     LATCHED = "latched"
@@ -155,7 +156,8 @@ def weigh(
         guard: see `decide`.
     """
     similarity = float(similarities_K[0])
-    differs = mismatch(marks_of(text), _marks_of_trained(nearest))
+    marks, marks_of_nearest = marks_of(text), _marks_of_trained(nearest)
+    differs = mismatch(marks, marks_of_nearest)
     score = rule.model.probability(features_of(similarities_K, outcomes_K, len(text), differs), vector_D)
     is_strict = "strict" in (rule.guard, guard)
     if similarity < rule.far:
@@ -163,6 +165,8 @@ def weigh(
     if is_strict and differs:
         first = next(reason for name, reason in _GUARDED.items() if name in differs)
         return Decision("teacher", first, similarity, score)
+    if is_strict and contains_and_adds(marks, marks_of_nearest):
+        return Decision("teacher", Reason.GUARD_ADDS, similarity, score)
     if not score >= rule.threshold:  # a NaN is no probability
         return Decision("teacher", Reason.BELOW_THRESHOLD, similarity, score)
     return Decision("student", Reason.GOOD, similarity, score)

@@ -32,6 +32,8 @@ T = TypeVar("T")
 IDS_PER_QUERY = 10_000
 KEPT_VERSIONS = datetime.timedelta(hours=1)  # readers of an older one may still be at it
 RETRY_S = 1.0
+ROWS_PER_FILE = 100_000  # what a compaction reads and writes again at most, where nothing was deleted
+CACHE_BYTES = 16 << 20  # of each kind; at Lance's own gigabytes a writer grows for days
 
 DELETION_SCHEMA = pa.schema(
     [
@@ -116,7 +118,9 @@ class LanceStore(PairStore):
         """Join small files, take out of all files what is deleted, and drop the versions that are older than `kept`."""
 
         def rewrite(dataset: Any) -> None:
-            dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            dataset.optimize.compact_files(
+                target_rows_per_fragment=ROWS_PER_FILE, materialize_deletions=True, materialize_deletions_threshold=0.0
+            )
             dataset.cleanup_old_versions(kept)
 
         self._pairs.use(rewrite, None)
@@ -135,6 +139,7 @@ class _Dataset:
         has_tls = not os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         self._options = None if has_tls or "://" not in uri else {"allow_http": "true"}
         self._opened: Any = None
+        self._session: Any = None  # holds the caches
 
     def use(self, do: Callable[[Any], T], otherwise: T) -> T:
         """What `do` makes of the dataset; `otherwise` where nothing was ever written."""
@@ -175,9 +180,8 @@ class _Dataset:
     def _create(self) -> Any:
         import lance  # here, since it loads a large library that a qdrant store does not need
 
-        empty = self._schema.empty_table()
-        self._opened = lance.write_dataset(empty, self._uri, mode="create", storage_options=self._options)
-        return self._opened
+        lance.write_dataset(self._schema.empty_table(), self._uri, mode="create", storage_options=self._options)
+        return self._newest()
 
     def _newest(self) -> Any:
         import lance
@@ -187,7 +191,9 @@ class _Dataset:
             fs.invalidate_cache()
             if not fs.exists(f"{path}/_versions"):
                 return None
-            opened = lance.dataset(self._uri, storage_options=self._options)
+            if self._session is None:
+                self._session = lance.Session(index_cache_size_bytes=CACHE_BYTES, metadata_cache_size_bytes=CACHE_BYTES)
+            opened = lance.dataset(self._uri, storage_options=self._options, session=self._session)
             if not opened.schema.equals(self._schema, check_metadata=True):
                 raise StoreError(
                     f"{self._uri}: written by another version of distill-ray; `pairs export` it with that version, "
