@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before anything imports numpy: with matrices as small as these, threads that wait for one another take most of the time.
+# Before anything imports numpy: on matrices as small as these, threads spend their time waiting for one another.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 settings.register_profile("any machine", deadline=None)  # what is slow on a busy one is not wrong
 settings.load_profile("any machine")

@@ -25,6 +25,11 @@ class BaseRecipeConfig(Config):
         """Whether the teacher is asked for anything."""
         return True
 
+    @property
+    def learns_gold_only(self) -> bool:
+        """Whether all that is learnt is the data's own labels: then there is no teacher's answer, nor a use for one."""
+        return False
+
 
 class ContextSource(Config):
     """The context that is distilled into the student. Exactly one of the fields."""
@@ -180,7 +185,7 @@ class StepByStepRecipeConfig(BaseRecipeConfig):
 
     @property
     def learns_gold_only(self) -> bool:
-        """Whether all that is learnt is the data's own labels: then there is no teacher's answer, nor a use for one."""
+        """Whether all that is learnt is the data's own labels."""
         return self.mode == "standard" and self.label_source == "gold"
 
     @property

@@ -134,8 +134,9 @@ class CollectConfig(Config):
     compact_s: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds between two compactions of the store; after 200 writes there is one in any case."""
 
-    refusals: list[Pattern] = [r"(?i)^\s*(i['’]?m sorry|i am sorry|sorry,|i can(no|['’])t|i cannot|as an ai\b)"]
-    """An answer that one of these finds is a refusal and is not kept."""
+    refusals: list[Pattern] = [r"(?i)^\s*(i'?m sorry|i am sorry|sorry,|i can't|i cannot|as an ai\b)"]
+    """An answer that one of these finds is a refusal and is not kept. They find more than a recipe's: nobody paid for
+    the answer in order to keep it. Curly apostrophes count as plain ones."""
 
 
 class LimitsConfig(Config):

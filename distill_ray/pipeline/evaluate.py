@@ -153,8 +153,7 @@ def _held_out_rows(
 
 def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
     """The label to learn, where no teacher was asked: what is right is known then, whatever the config names."""
-    is_gold = isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
-    return example["completion"] if is_gold else None
+    return example["completion"] if config.recipe.learns_gold_only else None
 
 
 def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> str:
@@ -172,7 +171,7 @@ def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> 
 def has_only_a_label(config: RunConfig, row: Row) -> bool:
     """Whether nobody answered a held-out row: nobody was asked, or rationales come from a column and it has none."""
     recipe = config.recipe
-    if isinstance(recipe, StepByStepRecipeConfig) and recipe.learns_gold_only:
+    if recipe.learns_gold_only:
         return True
     if not isinstance(recipe, StepByStepRecipeConfig) or recipe.rationale_column is None:
         return False

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill_ray.config import RunConfig, StepByStepRecipeConfig
+from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import confusion, exact_match, interval, metric_of, token_f1
 
@@ -63,23 +63,22 @@ def score_predictions(
     Raises:
         DistillError: no row has an answer of the teacher.
     """
-    own = {"is_datas_own": True} if _gold_only(config) else {}
-    scored = [{**row, **own} for row in rows if row["teacher_answer"] is not None]
+    scored = [row for row in rows if row["teacher_answer"] is not None]
     if not scored:
         raise DistillError(
             f"evaluation: none of the {len(rows)} test rows has an answer of the teacher; see rejects/, "
             "raise data.holdout or give data.test"
         )
     expected = [_expected(row) for row in scored]
-    datas_own = sum(_is_datas_own(row) for row in scored)
+    gold_only, datas_own = config.recipe.learns_gold_only, sum(_is_datas_own(row) for row in scored)
     metrics: dict[str, Any] = {
         "teacher": _score_teacher(config, scored),
         **{f"student_{when}": _score_student(config, scored, expected, when) for when in STUDENTS},
         "recipe": config.recipe.type,
-        "gold_only": _gold_only(config),
+        "gold_only": gold_only,
         "num_rows": len(scored),
         "num_rows_without_teacher": len(rows) - len(scored),
-        **({"num_rows_of_data_alone": datas_own} if datas_own and not _gold_only(config) else {}),
+        **({"num_rows_of_data_alone": datas_own} if datas_own and not gold_only else {}),
         **{f"prompt_tokens_{when}": _mean([row[f"prompt_tokens_{when}"] for row in scored]) for when in STUDENTS},
     }
     explained = [row for row in scored if row.get("rationale_tokens") is not None]
@@ -92,11 +91,6 @@ def score_predictions(
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
     return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
-
-
-def _gold_only(config: RunConfig) -> bool:
-    """Whether the data's own labels stand where a teacher's answers would."""
-    return isinstance(config.recipe, StepByStepRecipeConfig) and config.recipe.learns_gold_only
 
 
 def _expected(row: Mapping[str, Any]) -> str:

@@ -83,10 +83,7 @@ MANIFEST = {
 def run(tmp_path: Path) -> RunFolder:
     """A finished run."""
     folder = RunFolder(tmp_path / "run")
-    metrics, records = score_predictions(config(), predictions())
-    folder.write_json(MANIFEST, "manifest.json")
-    folder.write_json(metrics, "eval", "metrics.json")
-    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    put_evaluation(folder, config(), predictions())
     folder.write_bytes(b"name: language-id\n", "config.yaml")
     for step in range(1, 41):  # 31..40 are of an earlier, longer training
         folder.append_metrics({"stage": "train", "step": step, "loss": 4.0 / step})
@@ -95,6 +92,15 @@ def run(tmp_path: Path) -> RunFolder:
     with open(folder.path("metrics.jsonl"), "a") as file:
         file.write('{"stage": "train", "st')  # killed while writing
     return folder
+
+
+def put_evaluation(folder: RunFolder, config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write what `evaluate` leaves of such rows, beside a manifest; returns the metrics."""
+    metrics, records = score_predictions(config, rows)
+    folder.write_json(MANIFEST, "manifest.json")
+    folder.write_json(metrics, "eval", "metrics.json")
+    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    return metrics
 
 
 def written(folder: RunFolder, **keys: Any) -> str:
@@ -149,9 +155,7 @@ def test_the_number_of_worst_examples_is_the_configs(run: RunFolder) -> None:
 
 
 def test_without_references_the_report_says_what_exact_match_is_against(run: RunFolder) -> None:
-    metrics, records = score_predictions(config(), predictions(reference=False))
-    run.write_json(metrics, "eval", "metrics.json")
-    run.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    put_evaluation(run, config(), predictions(reference=False))
     report = written(run)
     assert "exact match is against the teacher's answer" in report
     assert "| row | query | teacher | student before | student after |" in report
@@ -200,10 +204,7 @@ def test_a_report_without_a_context_or_a_teacher_speaks_of_neither(tmp_path: Pat
     recipe = {"type": "step_by_step", "query": "{{ q }}", "label_column": "label", "rationale_column": "why"}
     no_teacher = config(recipe=recipe, teacher={"type": "none"})
     folder = RunFolder(tmp_path)
-    metrics, records = score_predictions(no_teacher, predictions())
-    folder.write_json(MANIFEST, "manifest.json")
-    folder.write_json(metrics, "eval", "metrics.json")
-    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    metrics = put_evaluation(folder, no_teacher, predictions())
     write_report(folder, no_teacher)
     text = folder.read_bytes("report.md").decode()
     assert "`small-model` learned the labels, with rationales, from answers that were in the data." in text
@@ -218,10 +219,7 @@ def test_a_report_on_gold_labels_alone_speaks_of_no_teacher_and_of_no_rationales
     recipe = {"type": "step_by_step", "query": "{{ q }}", "label_column": "label", "mode": "standard"}
     labels_only = config(recipe=recipe)  # the teacher is there, and was not asked
     folder = RunFolder(tmp_path)
-    metrics, records = score_predictions(labels_only, predictions())
-    folder.write_json(MANIFEST, "manifest.json")
-    folder.write_json(metrics, "eval", "metrics.json")
-    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    put_evaluation(folder, labels_only, [{**row, "is_datas_own": True} for row in predictions()])
     write_report(folder, labels_only)
     text = folder.read_bytes("report.md").decode()
     assert "`small-model` learned the labels, from answers that were in the data." in text
@@ -237,10 +235,7 @@ def test_where_no_answer_is_the_right_one_the_report_speaks_of_rewards(tmp_path:
         for n, row in enumerate(predictions(reference=False), start=1)
     ]
     folder = RunFolder(tmp_path)
-    metrics, records = score_predictions(critique, rows)
-    folder.write_json(MANIFEST, "manifest.json")
-    folder.write_json(metrics, "eval", "metrics.json")
-    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    put_evaluation(folder, critique, rows)
     write_report(folder, critique)
     text = folder.read_bytes("report.md").decode()
     shown = "the teacher's draft -5.000; its revision -1.000; student before -9.000; student after -10.500."

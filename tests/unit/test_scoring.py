@@ -90,7 +90,8 @@ def test_without_references_the_teacher_is_the_measure_and_is_not_measured() -> 
 def test_where_only_gold_labels_are_learnt_no_teacher_is_measured_or_agreed_with() -> None:
     recipe = {"type": "step_by_step", "label_column": "label", "mode": "standard"}
     gold = parse_config({"recipe": recipe, "data": {"source": "q.jsonl"}})
-    metrics, records = score_predictions(gold, [row(0, "fr", "fr", "dunno", "fr"), row(1, "en", "en", "en", "de")])
+    own = [row(0, "fr", "fr", "dunno", "fr", is_datas_own=True), row(1, "en", "en", "en", "de", is_datas_own=True)]
+    metrics, records = score_predictions(gold, own)
     assert metrics["teacher"] is None
     assert metrics["student_after"]["exact_match"] == 0.5
     assert "agreement" not in metrics["student_after"]

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from distill_ray.errors import RowError
+from distill_ray.recipes.answers import with_plain_apostrophes
 from distill_ray.recipes.patterns import any_matches
 from distill_ray.records import with_arrays
 from distill_ray.serving.collecting.answer import Answer
@@ -156,7 +157,7 @@ def why_not_kept(
 
 def _is_refusal(text: str, refusals: Sequence[str]) -> bool:
     try:
-        return any_matches(refusals, text.replace("\u2019", "'"))
+        return any_matches(refusals, with_plain_apostrophes(text))
     except RowError:
         return True
 

@@ -153,9 +153,7 @@ class Drain:
                 self._spool.ack(taken)
                 self.num_delivered += len(pairs)
                 self._failures_in_a_row = 0
-        except (
-            Exception
-        ) as error:  # of the store, of the way to it, of the disk: the pairs are in the spool all the same
+        except Exception as error:  # of store, way or disk: the pairs are in the spool all the same
             self._failures_in_a_row += 1
             self._failed(error)
             return False

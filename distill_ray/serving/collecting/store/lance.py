@@ -192,7 +192,8 @@ class _Dataset:
             if not fs.exists(f"{path}/_versions"):
                 return None
             if self._session is None:
-                self._session = lance.Session(index_cache_size_bytes=CACHE_BYTES, metadata_cache_size_bytes=CACHE_BYTES)
+                sizes = {"index_cache_size_bytes": CACHE_BYTES, "metadata_cache_size_bytes": CACHE_BYTES}
+                self._session = lance.Session(**sizes)  # pyright: ignore[reportPrivateImportUsage]
             opened = lance.dataset(self._uri, storage_options=self._options, session=self._session)
             if not opened.schema.equals(self._schema, check_metadata=True):
                 raise StoreError(
