@@ -1,100 +1,39 @@
-"""The life of one request: decide, ask, fall back, keep. Knows no HTTP and no Ray.
+"""The life of one request: decide, ask, fall back, deliver. Knows no HTTP and no Ray.
 
     body -> context taken off -> embedded -> decided -> student ------------------------------> pieces
                                                  |          `- fails before its first words -.
                                                  `-> teacher, with context <-----------------'--> pieces, kept
 
-`Live` is what a request meets: a bundle and the student that belongs to it. It is read once per request and swapped as
-a whole, so no request ever sees student N with index M.
+What a request meets (`request.Live`) is read once for each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from distill_ray.config import ParseConfig, SamplingConfig, ServeConfig
+from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError, EmbedderError, TextTooLong
-from distill_ray.records import Message
-from distill_ray.serving.backends import Backend, Method
-from distill_ray.serving.bodies import for_client, mean_logprob, parse_response, with_defaults
+from distill_ray.serving.backends import Backend
+from distill_ray.serving.bodies import mean_logprob, parse_response, with_defaults
 from distill_ray.serving.breaker import Breaker
 from distill_ray.serving.chunks import as_chunks, begin, in_turn
-from distill_ray.serving.collecting.answer import Answer, StreamedAnswer, whole_answer
+from distill_ray.serving.collecting.answer import Answer, whole_answer
+from distill_ray.serving.delivery import Delivery, Keep
 from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.latch import Latch
 from distill_ray.serving.metrics import Metrics
-from distill_ray.serving.routing.bundle import Bundle
+from distill_ray.serving.request import Asked, Call, Live
 from distill_ray.serving.routing.conversation import RequestKey, request_key, strip_context, with_context
 from distill_ray.serving.routing.router import Decision, Reason, decide, screen
 
 _LOG = logging.getLogger("distill_ray.serving")
 TEACHER_RETRY_S = 5.0
-CHARS_PER_TOKEN = 4  # where nobody counted them
 NUM_SHOWN = 5  # nearest trained requests, when a decision is explained
-
-
-class Embeds(Protocol):
-    """Turns the text of a request into a vector [D]."""
-
-    async def embed(self, text: str) -> np.ndarray:
-        """Raises EmbedderError: it has none. TextTooLong: the embedder would read only its beginning."""
-        ...
-
-
-@dataclass(frozen=True)
-class Live:
-    """What a request meets, all of one version."""
-
-    bundle: Bundle | None = None
-    student: Backend | None = None
-    embedder: Embeds | None = None
-    ignore: tuple[str, ...] = ()
-    context: tuple[Message, ...] = ()
-    parse: ParseConfig | None = None
-    teacher_sampling: SamplingConfig | None = None
-
-    @property
-    def version(self) -> str:
-        """Of the bundle."""
-        return self.bundle.version if self.bundle is not None else ""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A checked request."""
-
-    method: Method
-    body: Mapping[str, Any]
-    wants: str = "auto"  # auto | teacher | student
-    owner: str = ""
-    collect_header: str | None = None
-    idempotency_key: str | None = None
-
-    @property
-    def streams(self) -> bool:
-        """Whether the client wants chunks."""
-        return bool(self.body.get("stream"))
-
-
-@dataclass
-class Asked:
-    """A call on its way: what was found out about it."""
-
-    call: Call
-    live: Live
-    messages: list[Mapping[str, Any]]  # without the bundle's context
-    key: RequestKey
-    vector: np.ndarray | None = None
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -104,9 +43,6 @@ class Routed:
     decision: Decision
     version: str
     pieces: AsyncGenerator[dict[str, Any], None]
-
-
-Keep = Callable[[Asked, Answer], Awaitable[None]]  # keeps a teacher's answer; never raises
 
 
 class Dispatcher:
@@ -133,9 +69,12 @@ class Dispatcher:
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self._config, self.teacher, self._keep, self._note = config, teacher, keep, note
+        self._config, self.teacher, self._note = config, teacher, note
         self._limits, self._metrics = limits, metrics
         self._latch = Latch(config.router.latch)
+        self._delivery = Delivery(
+            config, embed=self._embed, keep=keep, latch=self._latch, limits=limits, metrics=metrics
+        )
         self._breaker = Breaker()
         self.live = live
 
@@ -192,7 +131,7 @@ class Dispatcher:
         }
 
     def _asked(self, call: Call) -> Asked:
-        live = self.live  # once: see the module docstring
+        live = self.live  # once: see `Live`
         if call.method != "chat":
             return Asked(call, live, [], RequestKey("", "", "not_text"))
         messages, _ = strip_context(call.body["messages"], live.context)
@@ -321,11 +260,11 @@ class Dispatcher:
         *,
         may_keep: bool = True,
     ) -> Routed:
-        """`answer` where it is known whole already, in other pieces than the client gets."""
+        """See `Delivery.deliver`."""
         self._metrics.requests.labels(decision.route, decision.reason).inc()
         self._metrics.first.labels(decision.route).observe(time.monotonic() - asked.started)
         self._note(self._noted(asked, decision))
-        delivered = self._deliver(asked, decision.route, pieces, answer, may_keep)
+        delivered = self._delivery.deliver(asked, decision.route, pieces, answer, may_keep=may_keep)
         return Routed(decision, asked.live.version, delivered)
 
     def _noted(self, asked: Asked, decision: Decision) -> dict[str, Any]:
@@ -340,74 +279,6 @@ class Dispatcher:
             "bundle": asked.live.version,
             "text": asked.key.text[:200] if self._config.show_requests else None,
         }
-
-    async def _deliver(
-        self,
-        asked: Asked,
-        route: str,
-        pieces: AsyncGenerator[dict[str, Any], None],
-        answer: Answer | None,
-        may_keep: bool,
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """What the client gets; the answer is kept before its last piece."""
-        call, said, num_pieces, is_over = asked.call, StreamedAnswer(), 0, False
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    num_pieces += 1
-                    if call.streams:
-                        said.add(piece)
-                    else:
-                        await self._finish(asked, route, answer or whole_answer(piece), may_keep)
-                    is_over = is_over or not call.streams
-                    shown = for_client(piece, call.body, shows_route=self._config.headers)
-                    if shown is not None:
-                        yield shown
-            is_over = True
-        except (ApiError, TimeoutError) as error:
-            self._metrics.errors.labels(f"{route}_midway").inc()
-            raise (error if isinstance(error, ApiError) else teacher_error(error)) from None
-        finally:
-            if not is_over and route == "teacher":  # leaving early is no way round the day's tokens
-                self._limits.spent(call.owner, num_pieces + len(asked.key.text) // CHARS_PER_TOKEN)
-        if call.streams:
-            await self._finish(asked, route, answer or said.answer, may_keep)
-
-    async def _finish(self, asked: Asked, route: str, answer: Answer, may_keep: bool) -> None:
-        call, metrics = asked.call, self._metrics
-        prompt_tokens, completion_tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
-        metrics.whole.labels(route).observe(time.monotonic() - asked.started)
-        metrics.tokens.labels(route, "prompt").inc(prompt_tokens)
-        metrics.tokens.labels(route, "completion").inc(completion_tokens)
-        if route == "student":
-            self._count_savings(asked.live, prompt_tokens, completion_tokens)
-            return
-        self._limits.spent(call.owner, prompt_tokens + completion_tokens)
-        if call.method != "chat":
-            return
-        self._latch.remember(asked.messages, answer.text)
-        if may_keep:
-            with contextlib.suppress(Exception):  # kept without a vector
-                await self._embed(asked)
-            await self._keep(asked, answer)
-        else:
-            metrics.pairs.labels("unparsable").inc()
-
-    def _count_savings(self, live: Live, prompt_tokens: int, completion_tokens: int) -> None:
-        """Against what the teacher took per request in the run behind the bundle."""
-        assert live.bundle is not None
-        usual = live.bundle.manifest.summary
-        teacher_prompt = float(usual.get("teacher_prompt_tokens") or prompt_tokens)
-        teacher_completion = float(usual.get("teacher_completion_tokens") or completion_tokens)
-        prices = self._config.prices
-        self._metrics.saved_tokens.inc(teacher_prompt + teacher_completion)
-        per_million = (
-            teacher_prompt * prices.teacher_prompt
-            + teacher_completion * prices.teacher_completion
-            - prompt_tokens * prices.student_prompt
-            - completion_tokens * prices.student_completion
-        )
-        self._metrics.saved_money.inc(max(0.0, per_million / 1e6))
 
 
 # Also when the teacher is down: it has failed already, or would read something else than what was sent.

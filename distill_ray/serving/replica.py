@@ -32,13 +32,14 @@ from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import Pair, make_pair, why_not_kept
 from distill_ray.serving.collecting.spool import Spool
 from distill_ray.serving.collecting.writer import Drain
-from distill_ray.serving.dispatch import Asked, Dispatcher, Live
+from distill_ray.serving.dispatch import Dispatcher
 from distill_ray.serving.front.ingress import build
 from distill_ray.serving.front.keys import load_keys
 from distill_ray.serving.front.limits import Entry, Limits
 from distill_ray.serving.metrics import Metrics, exposition, figures
 from distill_ray.serving.models import DeployedBackend
 from distill_ray.serving.names import AppNames
+from distill_ray.serving.request import Asked, Live
 from distill_ray.serving.routing.bundle import Bundle, load_bundle
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.embedder import BatchedEmbedder, load_embedder

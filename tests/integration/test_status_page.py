@@ -18,10 +18,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from distill_ray.serving.dispatch import Live
 from distill_ray.serving.front import ingress
 from distill_ray.serving.front.keys import Key, Keys, digest_of
 from distill_ray.serving.metrics import figures
+from distill_ray.serving.request import Live
 from distill_ray.serving.routing.bundle import NEVER
 from distill_ray.serving.routing.router import Reason
 from tests.unit.scripted_backend import DOWN, whole

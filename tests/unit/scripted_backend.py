@@ -12,9 +12,10 @@ from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError
 from distill_ray.serving.backends import Backend, Method
 from distill_ray.serving.collecting.answer import Answer
-from distill_ray.serving.dispatch import Asked, Call, Dispatcher, Live
+from distill_ray.serving.dispatch import Dispatcher
 from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.metrics import Metrics
+from distill_ray.serving.request import Asked, Call, Live
 from distill_ray.serving.routing.bundle import Bundle, load_bundle
 from distill_ray.serving.routing.embedder import BatchedEmbedder
 from tests.unit.small_bundle import WordEmbedder, write_small_bundle

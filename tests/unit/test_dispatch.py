@@ -12,7 +12,7 @@ import pytest
 
 from distill_ray.config import ParseConfig
 from distill_ray.errors import ApiError, EmbedderError, TextTooLong
-from distill_ray.serving.dispatch import Call, Live
+from distill_ray.serving.request import Call, Live
 from tests.unit.scripted_backend import DOWN, Rig, chunks, make_rig, text_of, whole
 from tests.unit.small_bundle import REQUESTS
 
@@ -298,6 +298,15 @@ def test_while_the_teacher_is_down_the_student_answers_where_the_operator_allowe
     with pytest.raises(ApiError) as caught:
         ask(rig, UNLIKE)
     assert caught.value.status == 503
+
+
+@pytest.mark.parametrize(("text", "who"), [(TRAINED, "student"), (UNLIKE, "teacher")])
+def test_who_falls_silent_in_the_middle_is_named(tmp_path: Path, text: str, who: str) -> None:
+    rig = make_rig(tmp_path)
+    rig.student.script = rig.teacher.script = lambda body: [*chunks("Half ", "an ")[:3], 5.0]
+    with pytest.raises(ApiError, match=f"the {who} stopped in the middle") as caught:
+        ask(rig, text, stream=True)
+    assert (caught.value.status, rig.count("errors_total", where=f"{who}_midway")) == (504, 1)
 
 
 @pytest.mark.parametrize("ending", [DOWN, 5.0])

@@ -25,11 +25,12 @@ from starlette.exceptions import HTTPException
 from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError
 from distill_ray.serving.backends import Method
-from distill_ray.serving.dispatch import Call, Dispatcher, Routed
+from distill_ray.serving.dispatch import Dispatcher, Routed
 from distill_ray.serving.front.keys import LOOPBACK, Keys
 from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.front.wire import DONE, ChatRequest, CompletionRequest, event, parse_request
 from distill_ray.serving.metrics import CONTENT_TYPE, Metrics
+from distill_ray.serving.request import Call
 
 ROUTES = ("auto", "teacher", "student")
 MAX_KEY = 255  # characters of an Idempotency-Key

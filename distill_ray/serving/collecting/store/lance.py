@@ -192,8 +192,9 @@ class _Dataset:
             if not fs.exists(f"{path}/_versions"):
                 return None
             if self._session is None:
-                sizes = {"index_cache_size_bytes": CACHE_BYTES, "metadata_cache_size_bytes": CACHE_BYTES}
-                self._session = lance.Session(**sizes)  # pyright: ignore[reportPrivateImportUsage]
+                self._session = lance.Session(  # pyright: ignore[reportPrivateImportUsage]
+                    index_cache_size_bytes=CACHE_BYTES, metadata_cache_size_bytes=CACHE_BYTES
+                )
             opened = lance.dataset(self._uri, storage_options=self._options, session=self._session)
             if not opened.schema.equals(self._schema, check_metadata=True):
                 raise StoreError(
