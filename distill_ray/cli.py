@@ -1,6 +1,6 @@
 """The `distill-ray` command. Parses, calls one function of `pipeline/`, prints what was written and what comes next.
 
-Heavy packages are imported inside the commands, so `--help` and `check` answer at once.
+Heavy packages are imported inside the commands, behind the config, so `--help` and a wrong key are answered at once.
 Exit status: 0 done, 1 the run failed, 2 the config or the input is wrong, 130 interrupted by Ctrl-C or SIGTERM (the
 folder resumes).
 """
@@ -90,9 +90,9 @@ def run(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrid
 
     Example: `distill-ray run config.yaml --run-dir runs/first --limit 200`
     """
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.run import run as run_pipeline
 
-    loaded = load_config(config, overrides or [])
     folder = _folder(loaded, run_dir)
     _finish(run_pipeline(loaded, folder, limit=limit), folder.root)
 
@@ -103,10 +103,10 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
     Example: `distill-ray generate config.yaml --limit 50`
     """
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.generate import generate as run_stage
     from distill_ray.pipeline.run import stage
 
-    loaded = load_config(config, overrides or [])
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         result = run_stage(loaded, folder, limit=limit)
@@ -130,11 +130,11 @@ def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overr
 
     Example: `distill-ray train config.yaml --set train.epochs=2`
     """
+    del limit  # accepted by all stages, so that one command line serves all; training takes what was generated
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.run import stage
     from distill_ray.pipeline.training.train import train as run_stage
 
-    del limit  # accepted by all stages, so that one command line serves all; training takes what was generated
-    loaded = load_config(config, overrides or [])
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         run_stage(loaded, folder)
@@ -147,10 +147,10 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
     Example: `distill-ray evaluate config.yaml --set evaluate.max_rows=500`
     """
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.evaluate import evaluate as run_stage
     from distill_ray.pipeline.run import stage
 
-    loaded = load_config(config, overrides or [])
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         metrics = run_stage(loaded, folder, limit=limit)
@@ -206,9 +206,9 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: `distill-ray check config.yaml`
     """
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.check import check as run_check
 
-    loaded = load_config(config, overrides or [])
     for line in run_check(loaded):
         mark = "" if line.startswith("warning: ") else "[green]ok[/green]  "
         console.print(mark + escape(line))
@@ -225,9 +225,9 @@ def preview(
 
     Example: `distill-ray preview config.yaml -n 3`
     """
+    loaded = load_config(config, overrides or [])
     from distill_ray.pipeline.preview import preview as run_preview
 
-    loaded = load_config(config, overrides or [])
     run_preview(loaded, num, console)
     _say_next("run", str(config), *_sets(overrides))
 

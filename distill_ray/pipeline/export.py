@@ -52,28 +52,44 @@ def export(folder: RunFolder, out: Path, format: str, split: str | None) -> dict
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split {split}: unknown; there are: {', '.join(SPLITS)}")
     _require_ending(out, format)
-    if out.exists():
-        raise ConfigError(f"{out}: is there already; give another name")
+    require_free(out)
     if not folder.manifest().get("generation_complete", True):
         say("export: generation was stopped before its end; exporting the examples there are")
     if format == "messages":
         splits: tuple[str, ...] = (split or "train",)
     else:
         splits = (split,) if split is not None else SPLITS
-    temporary = out.with_name(f".tmp-{out.name}-{secrets.token_hex(4)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(out) as temporary:
         write = _write_messages if format == "messages" else _write_dataset
         counts = write(folder, temporary, splits)
         if not any(counts.values()):
             raise DistillError(f"{folder.root}: no example of {' or '.join(splits)}; {_instead(folder)}")
+    return counts
+
+
+def require_free(out: Path) -> None:
+    """Raises ConfigError: there is something already."""
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; give another name")
+
+
+@contextlib.contextmanager
+def appearing_whole(out: Path) -> Iterator[Path]:
+    """A place to write a file or a folder to, which becomes `out` when the block is over, and is gone if it fails.
+
+    Raises:
+        DistillError: it cannot be written.
+    """
+    temporary = out.with_name(f".tmp-{out.name}-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, out)
     except OSError as error:
         raise DistillError(f"{out}: cannot write it ({error.strerror or error}); give another place") from error
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-    return counts
 
 
 def _require_ending(out: Path, format: str) -> None:

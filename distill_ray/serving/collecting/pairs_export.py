@@ -10,10 +10,7 @@ Parquet holds what `data:` can train on: turns of text. Pairs with tool calls ar
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_ray.errors import ConfigError, DistillError
+from distill_ray.pipeline.export import appearing_whole, require_free
 from distill_ray.serving.collecting.store.base import PairStore, Selection
 
 FORMATS = ("messages", "parquet")
@@ -50,22 +48,13 @@ def export_pairs(store: PairStore, out: Path, format: str, where: Selection) -> 
     """
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: unknown; there are: {', '.join(FORMATS)}")
-    if out.exists():
-        raise ConfigError(f"{out}: is there already; give another name")
-    temporary = out.with_name(f".tmp-{out.name}-{secrets.token_hex(4)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    require_free(out)
+    with appearing_whole(out) as temporary:
         write = _write_messages if format == "messages" else _write_parquet
         num_written, num_left_out = write(store, temporary, where)
         if not num_written:
             without = f" ({num_left_out} have tool calls: take --format messages)" if num_left_out else ""
             raise DistillError(f"{out}: no pair to write{without}; `distill-ray pairs list` shows what there is")
-        os.replace(temporary, out)
-    except OSError as error:
-        raise DistillError(f"{out}: cannot write it ({error.strerror or error}); give another place") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
     return num_written, num_left_out
 
 
