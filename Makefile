@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/serving.py --precision int8
 	$(BIN)/python benchmarks/kills.py
+	test -d runs/demo/bundle || ($(BIN)/distill-ray demo && $(BIN)/distill-ray calibrate runs/demo)
 	$(BIN)/python benchmarks/attack.py runs/demo/bundle
 
 lock:

@@ -12,7 +12,7 @@ import yaml
 from distill_ray.cli import app
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.config.reference import reference
-from distill_ray.config.run import _known_keys
+from distill_ray.config.run import _known_keys, _Loader
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,8 +79,8 @@ def _variants(block: str) -> list[dict]:
     """A block is one config, or several one-line alternatives of the same key."""
     keys = re.findall(r"^(\w+):", block, re.MULTILINE)
     if len(keys) != len(set(keys)):
-        return [yaml.safe_load(line) for line in block.splitlines() if line.strip()]
-    return [yaml.safe_load(block)]
+        return [yaml.load(line, _Loader) for line in block.splitlines() if line.strip()]
+    return [yaml.load(block, _Loader)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
