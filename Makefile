@@ -43,6 +43,11 @@ bench: install
 	$(BIN)/python benchmarks/waste.py --victim engine
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/decision.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --precision int8
+	$(BIN)/python benchmarks/kills.py
+	test -d runs/demo/bundle || ($(BIN)/distill-ray demo && $(BIN)/distill-ray calibrate runs/demo)
+	$(BIN)/python benchmarks/attack.py runs/demo/bundle
 
 lock:
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))

@@ -3,8 +3,8 @@
     python benchmarks/attack.py runs/demo/bundle --out attack.json
 
 Twenty requests that are nothing like the demo's, alone and with each of forty trained requests beside them in four
-wordings; the router's own decision, with and without the strict guard. Whoever does this gets a worse answer to what
-they asked; nobody else is touched.
+wordings; the router's own decision, with and without the strict guard. Who does this gets a worse answer, and nobody
+else.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def main() -> None:
                     else:
                         result[name] = saturation(asked, arguments.rounds, 10 * arguments.requests)
                 finally:
-                    stop()
+                    stop(config)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -77,7 +77,7 @@ def connected(num_cpus: float | None = None) -> Iterator[None]:
             )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word
-        for name in ("ray", "ray.data", "ray.train"):
+        for name in ("ray", "ray.data", "ray.train", "ray.serve"):
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
             yield

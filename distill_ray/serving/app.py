@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,19 @@ def front_application(config: RunConfig, folder: str) -> serve.Application:
     """Routers and keeper."""
     names, router = AppNames(config.name), config.serve.router
     keeper: Any = serve.deployment(
-        Keeper, name="keeper", num_replicas=1, max_ongoing_requests=64, ray_actor_options={"num_cpus": KEEPER_CPUS}
+        Keeper,
+        name="keeper",
+        num_replicas=1,
+        max_ongoing_requests=64,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": KEEPER_CPUS},
     )
     routers: Any = serve.deployment(
         Router,
         name="router",
         max_ongoing_requests=2 * (router.max_ongoing + router.max_queued) + 16,  # it says 503 itself, in words
         graceful_shutdown_timeout_s=20.0,
+        graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": router.cpus},
         **scaled(router.replicas, config.serve.scaling),
     )
@@ -91,10 +98,16 @@ def start(config: RunConfig, folder: str) -> None:
     serve.run_many(targets)
 
 
-def stop() -> None:
-    """Take the service down; the Ray stays."""
-    with contextlib.suppress(Exception):  # whatever is left of it ends with its Ray
-        serve.shutdown()
+def stop(config: RunConfig) -> None:
+    """Take the service down, when its routers have finished what they are at. Other applications of a cluster stay."""
+    names = AppNames(config.name)
+    with contextlib.suppress(Exception):  # a Ray of our own ends anyway, with whatever is left
+        models = [name for name in serve.status().applications if name.startswith((names.teacher, names.student("")))]
+        serve.delete(names.front)
+        for name in models:
+            serve.delete(name, _blocking=False)
+        if os.environ.get("RAY_ADDRESS") and not set(serve.status().applications) - {*models, names.front}:
+            serve.shutdown()
 
 
 def why_not_up(error: RuntimeError) -> str:

@@ -61,7 +61,7 @@ def serve(
         except RuntimeError as error:
             raise ClusterError(f"the service does not start; see {folder}/logs. {app.why_not_up(error)}") from error
         finally:
-            app.stop()
+            app.stop(loaded)
 
 
 def _preflight(config: RunConfig, folder: str, bundle: str | None) -> None:

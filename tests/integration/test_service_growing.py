@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -109,6 +111,10 @@ def test_the_written_config_comes_up_with_serve_deploy_on_a_cluster(tmp_path: Pa
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config(tmp_path, student={"type": "hf", "gpus": 0, "cpus": 0.2}, port=port)))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }  # what `ray start` asks for anyway
     bin_folder = Path(sys.executable).parent
 
     def command(*arguments: str, **more: str) -> str:
@@ -128,7 +134,7 @@ def test_the_written_config_comes_up_with_serve_deploy_on_a_cluster(tmp_path: Pa
         command(*head, "--include-dashboard=true", f"--dashboard-port={dashboard}", f"--temp-dir={short_folder()}")
         command(str(bin_folder / "serve"), "deploy", str(written), "-a", f"http://127.0.0.1:{dashboard}")
         url = f"http://127.0.0.1:{port}"
-        until(lambda: httpx.get(f"{url}/status.json").json()["student_up"], 180)
+        until(lambda: (found := httpx.get(f"{url}/status.json")).is_success and found.json()["student_up"], 180)
         answer = httpx.post(f"{url}/v1/chat/completions", json=body(REQUESTS[0]), timeout=60)
         assert (answer.status_code, answer.headers["x-distill-route"]) == (200, "student")
         answer = httpx.post(f"{url}/v1/chat/completions", json=body("Explain the French revolution"), timeout=60)
@@ -155,7 +161,8 @@ def end_ray(before: set[int], ray_port: int) -> None:
         except psutil.Error:
             continue
     for process in mine:
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended with another one
+            process.terminate()
     for process in psutil.wait_procs(mine, 15)[1]:
         process.kill()
     time.sleep(0.5)
