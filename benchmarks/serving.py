@@ -65,7 +65,7 @@ class Plain:
         async def chat(request: Request) -> StreamingResponse:
             body = await request.json()
 
-            async def events() -> AsyncGenerator[str, None]:
+            async def events() -> AsyncGenerator[bytes, None]:
                 async for piece in self._backend.answer("chat", body):
                     yield event(piece)
                 yield DONE

@@ -72,7 +72,10 @@ class RouterConfig(Config):
     """Requests that wait beyond that; the next one gets 503."""
 
     student_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds until the student's first byte; then the teacher answers."""
+    """Seconds until the first words of a student's stream; then the teacher answers."""
+
+    student_whole_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds until a student's answer that is not streamed; then the teacher answers."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds between two pieces of an answer."""
@@ -193,6 +196,10 @@ class ServeConfig(Config):
 
     model_aliases: list[str] = []
     """Model names of existing clients that mean `auto`."""
+
+    pass_fields: list[str] = []
+    """Fields of requests beyond OpenAI's that are handed to whoever answers; others are refused. Some show what the
+    teacher is told before a client's words (vLLM: prompt_logprobs, return_token_ids, echo, chat_template)."""
 
     router: RouterConfig = RouterConfig()
     """The process in front."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from distill_ray.config import OpenAIEngineConfig
 from distill_ray.errors import ApiError
@@ -20,6 +21,7 @@ from distill_ray.serving.front.wire import error_of
 Method = Literal["chat", "completions"]
 
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
+LONGEST_RETRY_S = 3600.0  # of what a server says in Retry-After
 UP_S = 2.0  # for a look whether somebody is there
 
 
@@ -30,6 +32,9 @@ class Backend(ABC):
     """
 
     name: str
+
+    is_here = False
+    """In this cluster: whether it is up may be asked every second."""
 
     @abstractmethod
     def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -73,15 +78,23 @@ class RemoteBackend(Backend):
                 if response.status_code >= 400:
                     raise _refusal(response, await response.aread())
                 if not body.get("stream"):
-                    yield _payload(await response.aread())
+                    whole = _payload(await response.aread())
+                    if not whole["choices"]:
+                        raise ApiError(502, f"{self.name} sent an answer without choices", "server_error")
+                    yield whole
                     return
+                is_over = False
                 async for line in response.aiter_lines():
                     if not line.startswith("data:"):
                         continue
                     data = line[5:].strip()
                     if data == "[DONE]":
                         return
-                    yield _payload(data)
+                    chunk = _payload(data)
+                    is_over = is_over or any(choice.get("finish_reason") for choice in chunk["choices"])
+                    yield chunk
+                if is_over:  # some servers leave [DONE] out
+                    return
         except httpx.TimeoutException as error:
             raise ApiError(504, f"{self.name} did not answer in time", "server_error") from error
         except httpx.HTTPError as error:
@@ -102,14 +115,53 @@ class RemoteBackend(Backend):
         await self._client.aclose()
 
 
+class _Said(BaseModel):
+    """Content as text, or as the parts of text that some servers send."""
+
+    content: str | list[dict[str, Any]] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Said | None = None
+    delta: _Said | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | float | None = None
+    completion_tokens: int | float | None = None
+
+
+class _Answer(BaseModel):
+    """What everything behind this relies on."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+
+
 def _payload(data: str | bytes) -> dict[str, Any]:
     try:
-        payload = json.loads(data)
+        payload = json.loads(data, parse_constant=_no_number)
     except ValueError as error:
         raise ApiError(502, "what the model's server sent is not JSON", "server_error") from error
-    if not isinstance(payload, dict) or "error" in payload:
+    if not isinstance(payload, dict) or payload.get("error") is not None:
         raise error_of(502, payload)
+    try:
+        _Answer.model_validate(payload, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ApiError(502, f"what the model's server sent is no answer: {where}", "server_error") from error
+    payload["choices"] = payload.get("choices") or []
+    for choice in payload["choices"]:
+        said = choice.get("message") or choice.get("delta") or {}
+        if isinstance(said.get("content"), list):
+            said["content"] = "".join(str(part.get("text") or "") for part in said["content"])
     return payload
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _refusal(response: httpx.Response, body: bytes) -> ApiError:
@@ -119,7 +171,9 @@ def _refusal(response: httpx.Response, body: bytes) -> ApiError:
         payload = None
     error = error_of(response.status_code, payload)
     try:
-        error.retry_after = float(response.headers.get("retry-after", ""))
-    except ValueError:
+        error.retry_after = min(max(float(response.headers.get("retry-after", "")), 0.0), LONGEST_RETRY_S)
+    except ValueError:  # a date, or nothing
+        error.retry_after = None
+    if error.retry_after != error.retry_after:  # NaN
         error.retry_after = None
     return error

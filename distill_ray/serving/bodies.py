@@ -9,6 +9,10 @@ from distill_ray.config import ParseConfig, SamplingConfig
 from distill_ray.errors import RowError
 from distill_ray.recipes.parse import parse_answer
 
+# Servers add more, the tokens of the prompt among it: the context is not the client's to see.
+_SHOWN = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"})
+_SHOWN_OF_CHOICE = frozenset({"index", "message", "delta", "text", "logprobs", "finish_reason"})
+
 
 def with_defaults(body: Mapping[str, Any], sampling: SamplingConfig | None) -> dict[str, Any]:
     """The body with what it leaves open as the bundle was measured, and usage asked for at a stream's end."""
@@ -37,8 +41,11 @@ def parse_response(response: dict[str, Any], parse: ParseConfig) -> bool:
             found = None
         if found is None:
             is_whole = is_whole and bool(message.get("tool_calls"))
-        else:
-            message["content"] = found
+            continue
+        message["content"] = found
+        choice["logprobs"] = None  # they spell the rest
+        for name in ("reasoning", "reasoning_content"):
+            message.pop(name, None)
     return is_whole
 
 
@@ -57,6 +64,11 @@ def for_client(
 
     None: nothing is left of it. Who answered is not the client's to see (it may tell what the service was trained on).
     """
+    for name in piece.keys() - _SHOWN:
+        del piece[name]
+    for choice in piece.get("choices") or ():
+        for name in choice.keys() - _SHOWN_OF_CHOICE:
+            del choice[name]
     piece["model"] = str(request.get("model") or "auto")
     if not shows_route:
         piece.pop("system_fingerprint", None)  # names the engine

@@ -6,6 +6,7 @@ go on.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -25,8 +26,16 @@ class Breaker:
         self._most, self._clock = failures, clock
         self._in_a_row = self._openings = 0
         self._rests_until = 0.0
-        self.is_open = False
+        self._opened = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
         """Nobody should be sent there."""
+        return self._opened.is_set()
+
+    async def opening(self) -> None:
+        """Returns when it opens: who still waits for an answer need not go on."""
+        await self._opened.wait()
 
     @property
     def is_due(self) -> bool:
@@ -42,7 +51,7 @@ class Breaker:
         self._in_a_row += 1
         if self.is_open or not (is_gone or self._in_a_row >= self._most):
             return
-        self.is_open = True
+        self._opened.set()
         rest_s = 0.0 if is_gone else min(LONGEST_REST_S, REST_S * 2.0**self._openings)
         self._openings += 1
         self._rests_until = self._clock() + rest_s
@@ -50,4 +59,5 @@ class Breaker:
     def looked(self, *, is_up: bool) -> None:
         """Somebody looked. If it is up, requests go there again; the first failures open it for longer."""
         if is_up:
-            self.is_open, self._in_a_row = False, 0
+            self._opened.clear()
+            self._in_a_row = 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def says_something(piece: Mapping[str, Any]) -> bool:
@@ -78,6 +80,18 @@ async def begin(pieces: AsyncGenerator[dict[str, Any], None], timeout_s: float) 
         await pieces.aclose()
         raise
     return Started(first, pieces)
+
+
+async def unless(event: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` comes to; None where `event` comes first, and `work` is ended."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(event)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else None  # type: ignore[return-value]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def in_turn(pieces: Iterable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:

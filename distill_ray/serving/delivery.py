@@ -84,9 +84,11 @@ class Delivery:
             is_over = True
         except (ApiError, TimeoutError) as error:
             self._metrics.errors.labels(f"{route}_midway").inc()
-            if isinstance(error, ApiError):
+            if isinstance(error, ApiError) and error.status < 500:
                 raise
-            raise ApiError(504, f"the {route} stopped in the middle of its answer", "server_error") from None
+            # In our words: a server's own may name its operator's account, or the route.
+            status = 504 if isinstance(error, TimeoutError) else 502
+            raise ApiError(status, "the model stopped in the middle of its answer", "server_error") from error
         finally:
             if not is_over and route == "teacher":  # leaving early is no way round the day's tokens
                 self._limits.spent(call.owner, num_pieces + len(asked.key.text) // CHARS_PER_TOKEN)

@@ -21,7 +21,7 @@ from distill_ray.errors import ApiError, EmbedderError, TextTooLong
 from distill_ray.serving.backends import Backend
 from distill_ray.serving.bodies import mean_logprob, parse_response, with_defaults
 from distill_ray.serving.breaker import Breaker
-from distill_ray.serving.chunks import as_chunks, begin, in_turn
+from distill_ray.serving.chunks import Started, as_chunks, begin, in_turn, unless
 from distill_ray.serving.collecting.answer import Answer, whole_answer
 from distill_ray.serving.delivery import Delivery, Keep
 from distill_ray.serving.front.limits import Limits
@@ -83,10 +83,15 @@ class Dispatcher:
         self.live, self._breaker = live, Breaker()
 
     async def look(self) -> None:
-        """Look after a student that has failed; called now and then."""
+        """Look whether the student is there; called every second or so. Else the first to ask a dead one would wait."""
         breaker, student = self._breaker, self.live.student
-        if student is not None and breaker.is_due:
-            breaker.looked(is_up=await student.is_up())
+        if student is None or not (breaker.is_due if breaker.is_open else student.is_here):
+            return
+        is_up = await student.is_up()
+        if breaker.is_open:
+            breaker.looked(is_up=is_up)
+        elif not is_up:
+            breaker.failed(is_gone=True)
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
@@ -194,23 +199,34 @@ class Dispatcher:
         cascade = self._config.cascade if not call.streams and decision.reason is not Reason.FORCED else None
         if cascade is not None:
             body["logprobs"] = True
-        try:
-            started = await begin(live.student.answer(call.method, body), self._config.router.student_timeout_s)
-        except TimeoutError:
-            self._breaker.failed()
-            raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
-        except ApiError as error:
-            if error.status >= 500:
-                self._breaker.failed(is_gone=error.code == "gone")
-            raise _Fallback(Reason.STUDENT_UNAVAILABLE, error) from None
-        if not started.has_words:
-            self._breaker.failed()
-            raise _Fallback(Reason.STUDENT_EMPTY, ApiError(502, "the student said nothing", "server_error"))
-        self._breaker.succeeded()
+        started = await self._begun(live.student.answer(call.method, body), streams=call.streams)
         mean = mean_logprob(started.first[0]) if cascade is not None else None
         if cascade is not None and mean is not None and mean < cascade.min_mean_logprob:
             raise _Fallback(Reason.STUDENT_UNSURE, ApiError(502, "the student is unsure", "server_error"))
         return self._routed(asked, decision, started.pieces(self._config.router.timeout_s))
+
+    async def _begun(self, pieces: AsyncGenerator[dict[str, Any], None], *, streams: bool) -> Started:
+        """The student's first words. Raises _Fallback: there are none, or it is found to be gone meanwhile."""
+        breaker, router = self._breaker, self._config.router
+        timeout_s = router.student_timeout_s if streams else router.student_whole_timeout_s
+        try:
+            started = await unless(breaker.opening(), begin(pieces, timeout_s))
+        except TimeoutError:
+            breaker.failed()
+            raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
+        except ApiError as error:
+            if error.status < 500:
+                raise _Fallback(Reason.STUDENT_REFUSED, error) from None
+            breaker.failed(is_gone=error.code == "gone")
+            raise _Fallback(Reason.STUDENT_UNAVAILABLE, error) from None
+        if started is None:
+            gone = ApiError(503, "the student does not answer", "server_error", code="gone")
+            raise _Fallback(Reason.STUDENT_UNAVAILABLE, gone)
+        if not started.has_words:
+            breaker.failed()
+            raise _Fallback(Reason.STUDENT_EMPTY, ApiError(502, "the student said nothing", "server_error"))
+        breaker.succeeded()
+        return started
 
     async def _from_teacher(self, asked: Asked, decision: Decision) -> Routed:
         """Raises ApiError: it cannot answer, and nobody may instead."""
@@ -284,6 +300,7 @@ class Dispatcher:
 # Also when the teacher is down: it has failed already, or would read something else than what was sent.
 _NOT_FOR_STUDENT = frozenset(
     {Reason.STUDENT_TIMEOUT, Reason.STUDENT_UNAVAILABLE, Reason.STUDENT_EMPTY, Reason.STUDENT_UNSURE}
+    | {Reason.STUDENT_REFUSED}
     | {Reason.CONTROL_TOKENS, Reason.UNSUPPORTED}
 )
 
@@ -298,14 +315,14 @@ class _Fallback(Exception):
 
 def teacher_error(problem: Exception) -> ApiError:
     """What the client gets when the teacher cannot answer: its own mistake, or 429 or 503 with Retry-After."""
-    if isinstance(problem, ApiError):
-        if problem.status in (401, 403, 404):
-            return ApiError(503, "the teacher does not let this service in; its operator has to look", "server_error")
-        if problem.status == 429:
-            return ApiError(429, str(problem), "rate_limit_error", retry_after=problem.retry_after or TEACHER_RETRY_S)
-        if problem.status < 500:
-            return problem
     retry_after = getattr(problem, "retry_after", None) or TEACHER_RETRY_S
+    if isinstance(problem, ApiError):
+        if problem.status in (400, 413, 415, 422):
+            return problem
+        if problem.status == 429:  # what it says may name the operator's account
+            return ApiError(429, "the teacher is asked too much", "rate_limit_error", retry_after=retry_after)
+        if problem.status < 500 and problem.status not in (408, 409):
+            return ApiError(503, "the teacher does not let this service in; its operator has to look", "server_error")
     return ApiError(
         503, "the teacher does not answer now", "server_error", code="teacher_down", retry_after=retry_after
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 import uuid
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -33,6 +35,7 @@ from distill_ray.serving.front.wire import error_of
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundle import read_manifest
 
+_LOG = logging.getLogger("distill_ray.serving")
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 
 
@@ -149,27 +152,19 @@ class VllmModel:
 
     async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """See the module docstring."""
-        from pydantic import ValidationError
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
         kind = ChatCompletionRequest if method == "chat" else CompletionRequest
+        ask = self._server.chat if method == "chat" else self._server.completions
         try:
             request = kind.model_validate({**body, "model": self._model})
-        except (ValidationError, ValueError) as error:
-            yield json.dumps({"error": {"message": _reason(error), "type": "invalid_request_error"}, "status": 400})
-            return
-        ask = self._server.chat if method == "chat" else self._server.completions
-        async for batch in await ask(request):  # type: ignore[arg-type]
-            for item in batch if isinstance(batch, list) else [batch]:
-                if isinstance(item, str):
-                    for data in _events(item):
+            async for batch in await ask(request):  # type: ignore[arg-type]
+                for item in batch if isinstance(batch, list) else [batch]:
+                    for data in _pieces(item):
                         yield data
-                elif (status := getattr(getattr(item, "error", None), "code", None)) is not None:
-                    payload = item.model_dump()
-                    yield json.dumps({**payload, "status": status if isinstance(status, int) else 400})
-                else:
-                    yield item.model_dump_json()
+        except (ValueError, TypeError, NotImplementedError) as error:  # what vLLM and pydantic say of a wrong request
+            yield json.dumps({**ApiError(400, _reason(error)).body, "status": 400})
 
     async def ping(self) -> None:
         """Answers when it is up."""
@@ -219,6 +214,16 @@ def _no_download(source: str) -> dict[str, Any]:
     return {"callback_config": {"callback_class": ModelIsThere}}
 
 
+def _pieces(item: Any) -> list[str]:
+    """What vLLM yields, as JSON: server-sent events, an error, or an answer."""
+    if isinstance(item, str):
+        return _events(item)
+    status = getattr(getattr(item, "error", None), "code", None)
+    if status is None:
+        return [item.model_dump_json()]
+    return [json.dumps({**item.model_dump(), "status": status if isinstance(status, int) else 400})]
+
+
 def _events(text: str) -> list[str]:
     """The data of server-sent events, without the one that ends them."""
     data = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
@@ -226,8 +231,15 @@ def _events(text: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    first = str(error).strip().splitlines()
-    return "; ".join(line.strip() for line in first[:3]) or type(error).__name__
+    """One line for a client: of pydantic's report what is wrong and where, of vLLM's advice the way it is done here."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return first_line.replace("--enable-auto-tool-choice", "engine_kwargs.enable_auto_tool_choice").replace(
+        "--tool-call-parser", "engine_kwargs.tool_call_parser"
+    )
 
 
 # -- other engines ---------------------------------------------------------------------------------------------------
@@ -267,6 +279,9 @@ class EngineModel:
         try:
             messages, sampling = self._request(method, body)
             samples = await self._engine.generate(messages, sampling)
+        except ValidationError as error:
+            yield json.dumps({**ApiError(400, _reason(error)).body, "status": 400})
+            return
         except ApiError as error:
             yield json.dumps({**error.body, "status": error.status})
             return
@@ -356,6 +371,8 @@ class DeployedBackend(Backend):
         name: what answers, for people and for the store.
     """
 
+    is_here = True
+
     def __init__(self, app: str, name: str) -> None:
         self.app, self.name = app, name
 
@@ -377,7 +394,7 @@ class DeployedBackend(Backend):
 
     async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """See `Backend.answer`."""
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
         pieces: Any = None
@@ -386,11 +403,17 @@ class DeployedBackend(Backend):
             async for data in pieces:
                 piece = json.loads(data)
                 if "error" in piece:
-                    raise error_of(piece.pop("status", 500), piece)
+                    error = error_of(piece.pop("status", 500), piece)
+                    error.message = error.message.replace(self.app, "the model")  # which one is the operator's
+                    raise error
                 yield piece
+        except RayTaskError as error:  # something in it failed, and it is still there; unless that was its engine
+            code = "gone" if "EngineDead" in type(error.cause).__name__ else None
+            _LOG.warning("%s failed: %s", self.name, type(error.cause).__name__)
+            raise ApiError(500, "the model failed on this request", "server_error", code=code) from error
         except (RayError, RayServeException) as error:
-            message = f"{self.name} does not answer ({type(error).__name__})"
-            raise ApiError(503, message, "server_error", code="gone") from error
+            _LOG.warning("%s does not answer: %s", self.name, type(error).__name__)
+            raise ApiError(503, "the model does not answer", "server_error", code="gone") from error
         finally:
             if pieces is not None:
                 pieces.cancel()  # ends the work where the client has left; nothing where it is done

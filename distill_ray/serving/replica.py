@@ -22,7 +22,7 @@ from typing import Any, cast
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig
+from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
 from distill_ray.recipes.context import ContextRecipe
@@ -129,7 +129,7 @@ class Router:
             ignore=tuple(self.config.fingerprint.ignore),
             context=context,
             parse=parse,
-            teacher_sampling=self._run.teacher.sampling,
+            teacher_sampling=sampling_of(self._run) or self._run.teacher.sampling,
         )
 
     async def _watch(self) -> None:
@@ -175,7 +175,7 @@ class Router:
             ignore=tuple(manifest.ignore),
             context=cast("tuple[Message, ...]", tuple(manifest.context)),
             parse=manifest.parse,
-            teacher_sampling=manifest.teacher_sampling,
+            teacher_sampling=sampling_of(self._run) or manifest.teacher_sampling,
         )
 
     def _swap(self, live: Live) -> None:
@@ -299,6 +299,12 @@ def teacher_of(config: RunConfig, names: AppNames) -> Backend:
     if isinstance(engine, OpenAIEngineConfig):
         return RemoteBackend(engine)
     return DeployedBackend(names.teacher, make_engine(engine).identity)
+
+
+def sampling_of(config: RunConfig) -> SamplingConfig | None:
+    """What `serve.teacher` says about it; None: nothing."""
+    teacher = config.serve.teacher
+    return teacher.sampling if teacher is not None and "sampling" in teacher.model_fields_set else None
 
 
 def student_of(config: RunConfig, bundle: Bundle, names: AppNames) -> Backend:

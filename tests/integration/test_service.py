@@ -228,7 +228,8 @@ def test_a_student_that_stalls_costs_nobody_an_answer(service: Service) -> None:
     finally:
         student.resume()
     assert {(answer.status_code, answer.headers["x-distill-route"]) for answer in slow} == {(200, "teacher")}
-    assert slow[0].headers["x-distill-reason"] == "student_timeout"
+    assert {answer.headers["x-distill-reason"] for answer in slow} == {"student_unavailable"}
+    assert max(answer.elapsed.total_seconds() for answer in slow) < 15  # not the minute that an answer may take
     until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)), 60)
 
 

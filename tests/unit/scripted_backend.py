@@ -77,6 +77,8 @@ class Scripted(Backend):
         finally:
             self.num_closed += 1
 
+    is_here = True
+
     async def is_up(self) -> bool:
         return self.up
 
@@ -109,7 +111,7 @@ class Rig:
 def make_rig(folder: Path, *, bundle: Mapping[str, Any] | None = None, **config: Any) -> Rig:
     """`bundle`: changes of its manifest. `config`: keys of `serve:`."""
     loaded = load_bundle(write_small_bundle(folder / "bundle", **(bundle or {})), WordEmbedder.identity)
-    router = {"student_timeout_s": 0.3, "timeout_s": 0.6, **config.pop("router", {})}
+    router = {"student_timeout_s": 0.3, "student_whole_timeout_s": 0.3, "timeout_s": 0.6, **config.pop("router", {})}
     serve = ServeConfig.model_validate({"router": router, **config})
     teacher, student, metrics, limits = Scripted("teacher"), Scripted("student"), Metrics(), Limits(serve.limits)
     manifest = loaded.manifest

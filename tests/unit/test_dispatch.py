@@ -153,7 +153,7 @@ def test_explaining_asks_nobody(tmp_path: Path) -> None:
     ("script", "reason"),
     [
         ([DOWN], "student_unavailable"),
-        ([ApiError(400, "too long for me")], "student_unavailable"),
+        ([ApiError(400, "too long for me")], "student_refused"),
         ([5.0], "student_timeout"),
         ("empty", "student_empty"),
         ("role_then_down", "student_unavailable"),
@@ -207,6 +207,33 @@ def test_nobody_waits_for_a_student_that_is_gone_until_it_is_back(tmp_path: Path
     assert ask(rig, TRAINED)[0].reason == "student_unavailable"
     rig.student.up = True
     run(rig.dispatcher.look())
+    assert ask(rig, TRAINED)[0].route == "student"
+
+
+def test_a_student_that_dies_is_found_out_before_anybody_has_waited_for_it(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path, router={"student_whole_timeout_s": 60.0})
+    rig.student.script = lambda body: [60.0]
+
+    async def meanwhile() -> Any:
+        asking = asyncio.create_task(rig.ask(TRAINED))
+        await asyncio.sleep(0.05)
+        rig.student.up = False
+        await rig.dispatcher.look()
+        return await asyncio.wait_for(asking, 5)
+
+    decision, pieces = run(meanwhile())
+    assert (decision.reason, text_of(pieces)) == ("student_unavailable", "the teacher says")
+    assert rig.student.num_closed == 1
+    assert ask(rig, TRAINED)[0].reason == "student_unavailable"
+    assert len(rig.student.bodies) == 1
+
+
+def test_requests_that_the_student_refuses_take_it_away_from_nobody(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    rig.student.script = lambda body: [ApiError(400, "no such thing")] if body.get("tools") else [whole("fine")]
+    for _ in range(10):
+        with pytest.raises(ApiError, match="no such thing"):
+            ask(rig, TRAINED, wants="student", tools=[{"type": "function"}])
     assert ask(rig, TRAINED)[0].route == "student"
 
 
@@ -301,10 +328,10 @@ def test_while_the_teacher_is_down_the_student_answers_where_the_operator_allowe
 
 
 @pytest.mark.parametrize(("text", "who"), [(TRAINED, "student"), (UNLIKE, "teacher")])
-def test_who_falls_silent_in_the_middle_is_named(tmp_path: Path, text: str, who: str) -> None:
+def test_who_falls_silent_in_the_middle_is_counted_and_not_named(tmp_path: Path, text: str, who: str) -> None:
     rig = make_rig(tmp_path)
     rig.student.script = rig.teacher.script = lambda body: [*chunks("Half ", "an ")[:3], 5.0]
-    with pytest.raises(ApiError, match=f"the {who} stopped in the middle") as caught:
+    with pytest.raises(ApiError, match="the model stopped in the middle") as caught:
         ask(rig, text, stream=True)
     assert (caught.value.status, rig.count("errors_total", where=f"{who}_midway")) == (504, 1)
 
@@ -362,6 +389,26 @@ def test_a_client_that_leaves_ends_the_work_keeps_nothing_and_still_pays(tmp_pat
         ask(rig, UNLIKE)
     assert (caught.value.status, caught.value.code) == (429, "insufficient_quota")
     assert ask(rig, TRAINED)[0].route == "student"  # costs the teacher nothing
+
+
+def test_what_stands_before_a_clients_words_does_not_come_back_with_an_answer(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    leaky = {**whole("fine"), "prompt_logprobs": [{"1": "You"}], "prompt_token_ids": [1, 2], "prompt_text": "You are"}
+    leaky["choices"][0] |= {"token_ids": [3], "prompt_token_ids": [1]}
+    rig.teacher.script = lambda body: [leaky]
+    [piece] = ask(rig, UNLIKE)[1]
+    assert set(piece) == {"id", "object", "created", "model", "choices", "usage"}
+    assert set(piece["choices"][0]) == {"index", "message", "logprobs", "finish_reason"}
+
+
+def test_of_a_parsed_answer_the_rest_is_not_spelt_out_by_its_tokens(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path, bundle={"parse": ParseConfig(after="Answer:")})
+    said = whole("It is this and that. Answer: yes", reasoning_content="hm")
+    said["choices"][0]["logprobs"] = {"content": [{"token": "It", "logprob": -0.1}]}
+    rig.teacher.script = lambda body: [said]
+    [piece] = ask(rig, UNLIKE, logprobs=True)[1]
+    assert piece["choices"][0]["logprobs"] is None
+    assert piece["choices"][0]["message"] == {"role": "assistant", "content": "yes"}
 
 
 @pytest.mark.parametrize("stream", [False, True])

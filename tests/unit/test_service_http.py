@@ -142,11 +142,11 @@ def test_headers_say_who_answered_and_why_where_the_operator_wants_it(running: R
 
 def test_a_stream_that_breaks_ends_with_an_error_event(running: Running) -> None:
     running.rig.teacher.script = lambda body: [*chunks("Half ", "an ")[:3], DOWN]
-    with pytest.raises(openai.APIError, match="gone"):
+    with pytest.raises(openai.APIError, match="stopped in the middle"):
         list(running.client().chat.completions.create(model="teacher", messages=turn(UNLIKE), stream=True))
     text = running.post({"messages": turn(UNLIKE), "stream": True}).text
     events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-    assert json.loads(events[-1])["error"]["message"] == "gone"
+    assert json.loads(events[-1])["error"]["message"] == "the model stopped in the middle of its answer"
     assert "[DONE]" not in text
 
 
@@ -221,6 +221,33 @@ def test_a_wrong_part_of_a_request_is_named(running: Running, body: dict[str, An
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "field", ["prompt_logprobs", "return_token_ids", "echo", "chat_template", "priority", "x" * 500]
+)
+def test_fields_that_are_not_openais_are_refused_by_name(running: Running, field: str) -> None:
+    answer = running.post({"messages": turn(UNLIKE), field: 0})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].removesuffix("...") in field
+    assert len(answer.text) < 400
+
+
+def test_fields_that_the_operator_names_are_handed_on(tmp_path: Path) -> None:
+    with Running(tmp_path, pass_fields=["guided_regex"]) as running:
+        assert running.post({"messages": turn(UNLIKE), "guided_regex": "a|b", "top_k": 5}).status_code == 200
+        assert running.rig.teacher.bodies[-1]["guided_regex"] == "a|b"
+        assert running.rig.teacher.bodies[-1]["top_k"] == 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_of_a_character_in_an_answer_is_no_error(running: Running, stream: bool) -> None:
+    half = "odd \ud83d"
+    running.rig.teacher.script = lambda body: chunks(half) if stream else [whole(half)]
+    answer = running.post({"messages": turn(UNLIKE), "stream": stream})
+    assert answer.status_code == 200
+    assert "odd ?" in answer.text
+    assert not stream or answer.text.endswith("data: [DONE]\n\n")
 
 
 def test_unknown_models_paths_and_methods_are_openai_errors(running: Running) -> None:

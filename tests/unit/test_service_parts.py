@@ -232,6 +232,9 @@ def test_a_remote_stream_is_read_to_its_end_and_a_broken_one_is_an_error() -> No
         pytest.raises(ApiError, match="without saying so"),
     ):
         ask(remote(server), stream=True)
+    last = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    with ScriptedServer([Reply(body=f"data: {chunk}\n\ndata: {last}\n\n", headers=events)]) as server:
+        assert len(ask(remote(server), stream=True)) == 2, "some servers leave [DONE] out"
     broken = f'data: {chunk}\n\ndata: {{"error": {{"message": "out of memory"}}}}\n\n'
     with ScriptedServer([Reply(body=broken, headers=events)]) as server, pytest.raises(ApiError, match="out of memory"):
         ask(remote(server), stream=True)
@@ -244,6 +247,14 @@ def test_a_remote_stream_is_read_to_its_end_and_a_broken_one_is_an_error() -> No
         (error(429, "slow down", **{"retry-after": "7"}), 429, "slow down"),
         (Reply(500, "<html>oops</html>"), 500, "HTTP 500"),
         (Reply(200, "not json"), 502, "not JSON"),
+        (Reply(200, '{"choices": [], "usage": NaN}'), 502, "not JSON"),
+        (Reply(200, {}), 502, "without choices"),
+        (Reply(200, {"choices": []}), 502, "without choices"),
+        (Reply(200, {"choices": "abc"}), 502, "no answer: choices"),
+        (Reply(200, {"choices": [None]}), 502, r"no answer: choices\.0"),
+        (Reply(200, {"choices": [{"message": {"content": 5}}]}), 502, "no answer: choices.0.message.content"),
+        (Reply(200, {"choices": [{"message": "abc"}]}), 502, "no answer: choices.0.message"),
+        (Reply(200, {**whole("x"), "usage": "many"}), 502, "no answer: usage"),
         (Reply(close=True), 503, "cannot be reached"),
         (Reply(hang_s=5.0), 504, "in time"),
     ],
@@ -253,6 +264,30 @@ def test_a_remote_servers_failures_are_api_errors(reply: Reply, status: int, say
         ask(remote(server))
     assert caught.value.status == status
     assert caught.value.retry_after == (7.0 if status == 429 else None)
+
+
+def test_what_some_servers_do_otherwise_is_understood() -> None:
+    parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]
+    answer = {
+        **whole("x"),
+        "error": None,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": parts}}],
+    }
+    with ScriptedServer([Reply(200, answer)]) as server:
+        [got] = ask(remote(server))
+    assert got["choices"][0]["message"]["content"] == "in parts"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("inf", 3600.0), ("1e400", 3600.0), ("nan", None), ("-5", 0.0), ("soon", None)]
+)
+def test_a_servers_retry_after_is_some_time_or_none(header: str, seconds: float | None) -> None:
+    with (
+        ScriptedServer([error(429, "slow down", **{"retry-after": header})]) as server,
+        pytest.raises(ApiError) as caught,
+    ):
+        ask(remote(server))
+    assert caught.value.retry_after == seconds
 
 
 def test_a_server_that_is_not_there_is_not_up() -> None:

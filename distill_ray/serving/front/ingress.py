@@ -28,7 +28,7 @@ from distill_ray.serving.backends import Method
 from distill_ray.serving.dispatch import Dispatcher, Routed
 from distill_ray.serving.front.keys import LOOPBACK, Keys
 from distill_ray.serving.front.limits import Limits
-from distill_ray.serving.front.wire import DONE, ChatRequest, CompletionRequest, event, parse_request
+from distill_ray.serving.front.wire import DONE, ChatRequest, CompletionRequest, event, json_bytes, parse_request
 from distill_ray.serving.metrics import CONTENT_TYPE, Metrics
 from distill_ray.serving.request import Call
 
@@ -76,14 +76,14 @@ def _add_answers(app: FastAPI, service: Service, gate: _Gate) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         owner = gate.admit(request)
-        checked, body = parse_request(await gate.body(request), ChatRequest)
+        checked, body = parse_request(await gate.body(request), ChatRequest, service.config.pass_fields)
         return await _answer(service, gate, _call(service, request, "chat", checked, body, owner))
 
     @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest), responses=_RESPONSES)
     async def completions(request: Request) -> Response:
         """Go on with a text. The student knows conversations only, so `auto` is the teacher."""
         owner = gate.admit(request)
-        checked, body = parse_request(await gate.body(request), CompletionRequest)
+        checked, body = parse_request(await gate.body(request), CompletionRequest, service.config.pass_fields)
         return await _answer(service, gate, _call(service, request, "completions", checked, body, owner))
 
 
@@ -127,13 +127,13 @@ async def _answer(service: Service, gate: _Gate, call: Call) -> Response:
         async with aclosing(routed.pieces) as pieces:
             answer = [piece async for piece in pieces]
         service.metrics.responses.labels("200").inc()
-        return JSONResponse(answer[0], headers=headers)
+        return Response(json_bytes(answer[0]), headers=headers, media_type="application/json")
     finally:
         if place is not None:
             place.leave()
 
 
-async def _events(service: Service, routed: Routed, place: _Place) -> AsyncGenerator[str, None]:
+async def _events(service: Service, routed: Routed, place: _Place) -> AsyncGenerator[bytes, None]:
     """The stream. Its status line is sent already, so an error is an event, as OpenAI sends it."""
     status = "200"
     try:
@@ -217,7 +217,7 @@ def _add_pages(app: FastAPI, service: Service, gate: _Gate) -> None:
     async def route(request: Request) -> Response:
         """Which way a conversation would go, and why; nobody is asked."""
         owner = gate.owner(request, page=True)
-        checked, body = parse_request(await gate.body(request), ChatRequest)
+        checked, body = parse_request(await gate.body(request), ChatRequest, service.config.pass_fields)
         call = _call(service, request, "chat", checked, body, owner)
         return JSONResponse(await service.dispatcher.explain(call))
 

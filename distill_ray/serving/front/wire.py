@@ -1,13 +1,14 @@
 """The OpenAI API as the service speaks it: requests checked, events, errors.
 
-What is known is checked here, once, whoever answers; what is not known is handed on, and whoever answers refuses it.
+What is known is checked here, once, whoever answers. What is not known is refused: servers of models have fields that
+show what stands in front of a client's words (vLLM: prompt_logprobs, return_token_ids), and that is the operator's.
 https://platform.openai.com/docs/api-reference
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
@@ -17,6 +18,7 @@ from distill_ray.errors import ApiError
 
 MAX_N = 128  # as OpenAI's
 MAX_MESSAGES = 2048
+MAX_NAME = 64  # characters of a field's name in an error
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -43,8 +45,11 @@ class ChatTurn(_Wire):
     def _says_something(self) -> ChatTurn:
         if self.content is None and self.role not in ("assistant", "function"):
             raise ValueError(f"a {self.role} message needs content")
-        if isinstance(self.content, list) and not all(isinstance(part.get("type"), str) for part in self.content):
-            raise ValueError("each part of content needs a type")
+        for part in self.content if isinstance(self.content, list) else ():
+            if not isinstance(part.get("type"), str):
+                raise ValueError("each part of content needs a type")
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
+                raise ValueError("a part of type text needs text")
         return self
 
 
@@ -70,10 +75,24 @@ class _Request(_Wire):
     user: str | None = None
 
 
+class JsonSchema(_Wire):
+    """A schema and its name."""
+
+    name: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(_Wire):
     """Text, any JSON, or JSON of a schema."""
 
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("type json_schema needs json_schema")
+        return self
 
 
 class ChatRequest(_Request):
@@ -87,6 +106,14 @@ class ChatRequest(_Request):
     tool_choice: str | dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice needs tools")
+        return self
+
 
 class CompletionRequest(_Request):
     """Body of POST /v1/completions."""
@@ -98,11 +125,26 @@ class CompletionRequest(_Request):
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
 
 
+# Of OpenAI's fields those that are only handed on; and how to sample, as most servers of models have it.
+_SAMPLERS = frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens"})
+_HANDED_ON = {
+    ChatRequest: _SAMPLERS
+    | {"audio", "function_call", "functions", "metadata", "modalities", "parallel_tool_calls", "prediction", "store"}
+    | {"prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"}
+    | {"verbosity", "web_search_options"},
+    CompletionRequest: _SAMPLERS,
+}
+
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 
 
-def parse_request(raw: bytes, kind: type[RequestT]) -> tuple[RequestT, dict[str, Any]]:
+def parse_request(raw: bytes, kind: type[RequestT], also: Collection[str] = ()) -> tuple[RequestT, dict[str, Any]]:
     """The request, checked, and its body as it came.
+
+    Args:
+        raw: the body.
+        kind: what it is to be.
+        also: names of further fields that are handed on.
 
     Raises:
         ApiError: 400; not JSON (or nested too deeply), or a part of it is wrong.
@@ -113,12 +155,19 @@ def parse_request(raw: bytes, kind: type[RequestT]) -> tuple[RequestT, dict[str,
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, "the body has to be a JSON object")
+    for name in body:
+        if name not in kind.model_fields and name not in _HANDED_ON[kind] and name not in also:
+            raise ApiError(400, f"{_shown(name)}: no field of this API; leave it out", param=_shown(name))
     try:
         return kind.model_validate(body), body
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
         raise ApiError(400, f"{where}: {first['msg']}", param=where) from None
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= MAX_NAME else name[:MAX_NAME] + "..."
 
 
 def error_of(status: int, payload: Any) -> ApiError:
@@ -132,9 +181,14 @@ def error_of(status: int, payload: Any) -> ApiError:
     return ApiError(status, str(message), as_text(kind) or default, as_text(param), as_text(code))
 
 
-def event(payload: Mapping[str, Any]) -> str:
+def json_bytes(payload: Mapping[str, Any]) -> bytes:
+    """As JSON. Half of a surrogate pair, which a model may well say, has no UTF-8 and becomes a question mark."""
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def event(payload: Mapping[str, Any]) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return b"data: " + json_bytes(payload) + b"\n\n"
 
 
-DONE = "data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     EMBEDDER_FAILED = "embedder_failed"
     ROUTER_FAILED = "router_failed"
     STUDENT_UNAVAILABLE = "student_unavailable"
+    STUDENT_REFUSED = "student_refused"
     STUDENT_TIMEOUT = "student_timeout"
     STUDENT_EMPTY = "student_empty"
     STUDENT_UNSURE = "student_unsure"
