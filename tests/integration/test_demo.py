@@ -194,6 +194,7 @@ def test_the_bundle_is_served_with_real_models_on_both_sides(
         "folder": str(tmp_path / "service"),
         "student": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
         "headers": True,
+        "pass_fields": ["add_generation_prompt", "continue_final_message"],
     }
     held_out = folder.read_table("eval", "predictions.parquet").to_pylist()[:20]
     bundle = calibrate(stored_config(folder), folder).folder
@@ -236,9 +237,13 @@ def _speaks_the_openai_api(service: Service, query: str) -> None:
     assert ask(max_tokens=1).choices[0].finish_reason == "length"
     constrained = ask(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["ok"]}}})
     assert constrained.choices[0].message.content == '"ok"'
-    for wrong in ({"max_tokens": 10**6}, {"tools": [{"type": "function", "function": {"name": "f"}}]}):
+    both = {"add_generation_prompt": True, "continue_final_message": True}  # vLLM refuses that late
+    for wrong in ({"max_tokens": 10**6}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, both):
         with pytest.raises(openai.BadRequestError):
-            ask(**wrong)
+            ask(extra_body=wrong)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="auto", prompt="")
+    assert service.ask(query).headers["x-distill-route"] == "student", "a wrong request takes it from nobody"
 
 
 def _survives_the_death_of_the_students_engine(service: Service, held_out: list[dict[str, Any]]) -> None:
