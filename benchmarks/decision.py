@@ -130,9 +130,10 @@ def bundle_around(index: Any) -> Any:
     import pyarrow as pa
 
     from distill_ray.config import EmbedderConfig, SamplingConfig
-    from distill_ray.serving.routing.bundle import Bundle, Manifest, StudentSpec
+    from distill_ray.serving.routing.bundle import Bundle
     from distill_ray.serving.routing.conversation import request_key
     from distill_ray.serving.routing.decision import NUM_FEATURES, DecisionModel
+    from distill_ray.serving.routing.manifest import Manifest, StudentSpec
 
     model = DecisionModel(
         kind="regression", intercept=0.0, weights=[0.1] * NUM_FEATURES["regression"], embedding_weights=[0.01] * DIM

@@ -42,12 +42,13 @@ from distill_ray.serving.app import cpus_needed, start, stop
 from distill_ray.serving.front.wire import DONE, event
 from distill_ray.serving.models import DeployedBackend
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, utc_now, version_of, write_bundle
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, utc_now, version_of, write_bundle
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.decision import DecisionModel
 from distill_ray.serving.routing.embedder import load_embedder
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import Manifest, StudentSpec
 
 NUM_INDEXED = 1000
 PORT = 8317

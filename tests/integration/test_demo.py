@@ -21,10 +21,10 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.run import run, stored_config
 from distill_ray.records import EXAMPLE_SCHEMA, REJECT_SCHEMA
 from distill_ray.serving.calibration.calibrate import calibrate
-from distill_ray.serving.routing.bundle import NEVER
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.embedder import load_embedder
+from distill_ray.serving.routing.manifest import NEVER
 from distill_ray.serving.routing.router import decide
 from tests.integration.running_service import Service, serving, until
 

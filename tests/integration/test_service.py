@@ -24,11 +24,12 @@ import pytest
 
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
-from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, PromptForm, StudentSpec, write_bundle
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, write_bundle
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.embedder import load_embedder
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import PromptForm, StudentSpec
 from tests.integration.running_service import Service, serving, until
 from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import REQUESTS, body, manifest

@@ -23,11 +23,12 @@ import yaml
 
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
-from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, StudentSpec, write_bundle
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, write_bundle
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.embedder import load_embedder
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import StudentSpec
 from tests.integration.running_service import Service, free_port, serving, until
 from tests.unit.small_bundle import REQUESTS, body, manifest
 

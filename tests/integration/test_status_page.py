@@ -22,7 +22,7 @@ from distill_ray.serving.front import ingress
 from distill_ray.serving.front.keys import Key, Keys, digest_of
 from distill_ray.serving.metrics import figures
 from distill_ray.serving.request import Live
-from distill_ray.serving.routing.bundle import NEVER
+from distill_ray.serving.routing.manifest import NEVER
 from distill_ray.serving.routing.router import Reason
 from tests.unit.scripted_backend import DOWN, whole
 from tests.unit.small_bundle import REQUESTS

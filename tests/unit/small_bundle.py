@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
-from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, Manifest, StudentSpec, write_bundle
+from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, write_bundle
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.decision import DecisionModel
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import Manifest, StudentSpec
 
 DIM = 64
 REQUESTS = [

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from distill_ray.errors import BundleError
-from distill_ray.serving.routing.bundle import PromptForm, load_bundle, read_manifest, version_of
+from distill_ray.serving.routing.bundle import load_bundle, read_manifest, version_of
 from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.manifest import PromptForm
 from tests.unit.small_bundle import REQUESTS, WordEmbedder, body, manifest, write_small_bundle
 
 FILES = [

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.serving.routing.bundle import NEVER, Bundle, load_bundle
+from distill_ray.serving.routing.bundle import Bundle, load_bundle
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.decision import DecisionModel
+from distill_ray.serving.routing.manifest import NEVER
 from distill_ray.serving.routing.router import Decision, Guard, Reason, decide, screen
 from tests.unit.small_bundle import DIM, REQUESTS, WordEmbedder, body, write_small_bundle
 

@@ -18,7 +18,7 @@ from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving import models
 from distill_ray.serving.models import EngineModel, require_runnable, scaled, student_engine
-from distill_ray.serving.routing.bundle import StudentSpec
+from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.small_bundle import write_small_bundle
 
 

@@ -13,7 +13,7 @@ from distill_ray.serving.calibration import study as module
 from distill_ray.serving.calibration.curve import curve_svg
 from distill_ray.serving.calibration.guarantee import num_needed_without_error
 from distill_ray.serving.calibration.study import Study, Vectors, study
-from distill_ray.serving.routing.bundle import NEVER
+from distill_ray.serving.routing.manifest import NEVER
 from tests.unit.small_bundle import WordEmbedder
 
 DIM = 16

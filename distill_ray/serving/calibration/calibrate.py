@@ -35,9 +35,6 @@ from distill_ray.serving.calibration.measured import Measured, Trained, measured
 from distill_ray.serving.calibration.study import Study, Vectors, study
 from distill_ray.serving.routing.bundle import (
     ENTRIES_SCHEMA,
-    Manifest,
-    PromptForm,
-    StudentSpec,
     check_files,
     folder_hashes,
     read_manifest,
@@ -47,6 +44,7 @@ from distill_ray.serving.routing.bundle import (
 )
 from distill_ray.serving.routing.conversation import RequestKey
 from distill_ray.serving.routing.embedder import Embedder, load_embedder
+from distill_ray.serving.routing.manifest import Manifest, PromptForm, StudentSpec
 
 SENTINEL = "the Query itself 4f1c"
 FOLDER = "bundle"  # of the run

@@ -41,11 +41,11 @@ from distill_ray.serving.calibration.guarantee import (
     upper_bound,
 )
 from distill_ray.serving.calibration.polarity import PAIRS
-from distill_ray.serving.routing.bundle import NEVER
 from distill_ray.serving.routing.decision import DecisionModel, features_of, sigmoid
 from distill_ray.serving.routing.embedder import Embedder
 from distill_ray.serving.routing.features import marks_of, mismatch
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import NEVER
 from distill_ray.serving.routing.router import Decision, Guard, Reason, weigh
 
 SHARES = (0.3, 0.5, 0.2)  # of fit, select, report

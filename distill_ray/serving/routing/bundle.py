@@ -19,26 +19,21 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from distill_ray.config import ParseConfig, SamplingConfig
-from distill_ray.config.base import Config
-from distill_ray.config.serve import EmbedderConfig
 from distill_ray.errors import BundleError
 from distill_ray.records import Message
-from distill_ray.serving.routing.decision import DecisionModel
 from distill_ray.serving.routing.index import NearestIndex
+from distill_ray.serving.routing.manifest import FORMAT, Manifest
 
-FORMAT = 1
-NEVER = 2.0  # a threshold that no probability reaches: everything goes to the teacher
 # What a bundle may hold. `.model` and `.txt` are vocabularies of tokenizers.
 SAFE_SUFFIXES = frozenset({".json", ".safetensors", ".arrow", ".faiss", ".svg", ".md", ".jinja", ".txt", ".model"})
 VERSION_PATTERN = re.compile(r"[0-9a-f]{12}")
@@ -47,131 +42,6 @@ ENTRIES_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("text", pa.string()), ("fingerprint", pa.string()), ("outcome", pa.float32())],
     metadata={"distill_ray.entries": "1"},
 )
-
-
-class PromptForm(Config):
-    """How the student is asked, around what the client asks."""
-
-    system: str | None = None
-    """A system prompt that the student keeps."""
-
-    prefix: str = ""
-    """Before the last user turn's text ("predict: ")."""
-
-    suffix: str = ""
-    """Behind it."""
-
-    def messages(self, turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The conversation as the student was trained on it. `turns` are the client's, without the bundle's context."""
-        asked = list(turns)
-        last = max((n for n, turn in enumerate(asked) if turn.get("role") == "user"), default=None)
-        if last is not None and (self.prefix or self.suffix):
-            asked[last] = {**asked[last], "content": f"{self.prefix}{_text(asked[last]['content'])}{self.suffix}"}
-        return [*([{"role": "system", "content": self.system}] if self.system is not None else []), *asked]
-
-
-class StudentSpec(Config):
-    """What runs the student. Its files are the bundle's `student/`."""
-
-    kind: Literal["full", "adapter"]
-    """full: a model in Hugging Face format. adapter: LoRA, to put on `base`."""
-
-    base: str | None = None
-    """For an adapter: the model below it."""
-
-    revision: str | None = None
-    """Of `base`."""
-
-    is_encoder_decoder: bool = False
-    """Then vLLM cannot run it."""
-
-    form: PromptForm = PromptForm()
-    """How it is asked."""
-
-    sampling: SamplingConfig
-    """As it was asked when it was measured: greedy."""
-
-    chat_template: str | None = None
-    """File of the bundle with a template that the model's folder lacks."""
-
-    chat_template_kwargs: dict[str, Any] = {}
-    """Passed to the chat template."""
-
-    control_tokens: list[str] = []
-    """Text that spells one of these goes to the teacher."""
-
-    trust_remote_code: bool = False
-    """As in the run."""
-
-
-class Manifest(Config):
-    """`bundle.json`."""
-
-    format: Literal[1] = FORMAT
-    """Of this folder."""
-
-    version: str
-    """12 hex characters: a hash of what the bundle is made from, so that the same is the same."""
-
-    name: str
-    """Of the run."""
-
-    created: str
-    """UTC, ISO 8601."""
-
-    made_with: str
-    """Version of distill-ray."""
-
-    context: list[dict[str, str]]
-    """What was distilled: in front of the client's messages on the teacher route, never on the student's."""
-
-    parse: ParseConfig | None = None
-    """Which part of the teacher's answer the student learnt; the service applies it to the teacher's answers."""
-
-    student: StudentSpec
-    """Who answers where it is good."""
-
-    teacher: str
-    """Model of the teacher that it was measured against."""
-
-    teacher_sampling: SamplingConfig
-    """Of the run."""
-
-    embedder: EmbedderConfig
-    """What makes the vectors."""
-
-    embedder_identity: str
-    """And which weights; another embedder's vectors mean nothing to this index."""
-
-    ignore: list[str] = []
-    """`serve.fingerprint.ignore` when the index was made."""
-
-    neighbours: int
-    """Nearest trained requests that are looked at."""
-
-    model: DecisionModel
-    """The score."""
-
-    threshold: float
-    """The student answers from this score on; NEVER keeps everything on the teacher."""
-
-    far: float
-    """Requests less similar than this to everything trained go to the teacher, whatever the score."""
-
-    guard: Literal["off", "strict"]
-    """With which the threshold was chosen."""
-
-    summary: dict[str, Any]
-    """The figures of calibration.json that people ask for."""
-
-    data: str
-    """Tag of the examples."""
-
-    files: dict[str, str] = {}
-    """Relative path -> sha256, of every other file. Written by `write_bundle`."""
-
-    seal: str = ""
-    """sha256 of the rest of this file. Written by `write_bundle`."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +124,7 @@ def write_bundle(
         for name, content in reports.items():
             (scratch / name).write_bytes(content)
         hashes = {file: _sha256(scratch / file) for file in _visible_files(scratch)}
-        sealed = _sealed(manifest.model_copy(update={"files": hashes}))
+        sealed = manifest.model_copy(update={"files": hashes}).sealed()
         (scratch / "bundle.json").write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
         _put_in_place(scratch, folder)
     except OSError as error:
@@ -289,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(record)
     except ValidationError as error:
         raise _damaged(path, f"{error.error_count()} keys are wrong") from error
-    if _sealed(manifest).seal != manifest.seal:
+    if manifest.sealed().seal != manifest.seal:
         raise _damaged(path, "its content is not what was written")
     return manifest
 
@@ -362,11 +232,6 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _sealed(manifest: Manifest) -> Manifest:
-    content = json.dumps(manifest.model_dump(mode="json", exclude={"seal"}), ensure_ascii=False, sort_keys=True)
-    return manifest.model_copy(update={"seal": hashlib.sha256(content.encode()).hexdigest()})
-
-
 def _put_in_place(scratch: Path, folder: Path) -> None:
     old = folder.parent / f".old-{secrets.token_hex(6)}-{folder.name}"
     if folder.exists():
@@ -396,11 +261,6 @@ def _require_safe(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _text(content: Any) -> str:
-    """Content as text; parts are joined as vLLM joins them."""
-    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content or [])
 
 
 def _damaged(path: Path, why: str) -> BundleError:

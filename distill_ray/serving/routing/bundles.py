@@ -20,15 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_ray.errors import BundleError
-from distill_ray.serving.routing.bundle import (
-    VERSION_PATTERN,
-    Bundle,
-    Manifest,
-    check_files,
-    load_bundle,
-    read_manifest,
-    utc_now,
-)
+from distill_ray.serving.routing.bundle import VERSION_PATTERN, Bundle, check_files, load_bundle, read_manifest, utc_now
+from distill_ray.serving.routing.manifest import Manifest
 
 
 class Bundles:
