@@ -89,6 +89,13 @@ def model_identity(model: str, revision: str | None = None) -> str:
     return f"{model}@{digest.hexdigest()}"
 
 
+def short_name(identity: str) -> str:
+    """An engine's identity for people: `vllm:demo` of `vllm:demo@1f3a...:{...}`. A folder's last part stands for it."""
+    kind, _, rest = identity.partition(":")
+    model = re.split(r"@|:\{", rest, maxsplit=1)[0]
+    return f"{kind}:{Path(model).name if model.startswith(('/', '.', '~')) else model}" if model else identity
+
+
 ModelSection = StudentConfig | VllmEngineConfig | HfEngineConfig
 
 

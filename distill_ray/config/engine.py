@@ -208,6 +208,9 @@ class OpenAIEngineConfig(BaseEngineConfig):
 
     type: Literal["openai"] = "openai"
 
+    model: str  # type: ignore[misc]  (without the default that local engines have: nobody serves `demo`)
+    """Its name at that server."""
+
     base_url: str = "https://api.openai.com/v1"
     """Up to and including /v1."""
 

@@ -298,6 +298,8 @@ def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
     unions = {"data", "recipe", "reward", "teacher", "engine", "loss"}  # behind their name pydantic puts the variant's
     before = ["", *map(str, detail["loc"])]
+    if before[1:3] == ["serve", "student"] or before[1:3] == ["calibrate", "judge"]:
+        del before[3:4]  # engines too, and the `student` of the top level is none
     parts = [part for previous, part in itertools.pairwise(before) if previous not in unions and part[:1] != "<"]
     value = detail.get("input")
     if detail["type"] == "union_tag_invalid":
@@ -315,16 +317,17 @@ def _explain(detail: ErrorDetails) -> str:
     key = ".".join(parts) or "the config"
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {_show(value, key)}); {_suggest(detail['loc'])}"
+    name = parts[-1] if parts else ""  # of a key that is known: what stands above it does not make it a secret
     if detail["type"] == "missing":
         return f"{key}: missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "string_type" and isinstance(value, dict | list):
         kind = "a section" if isinstance(value, dict) else "a list"
         return (
-            f"{key}: expected text, and YAML reads this as {kind} (got {_show(value, key)}); quote text that holds a "
+            f"{key}: expected text, and YAML reads this as {kind} (got {_show(value, name)}); quote text that holds a "
             f'colon, braces or brackets: {key}: "...", or --set \'{key}="..."\''
         )
-    shown = f" (got {_show(value, key)})" if not isinstance(value, dict) else ""
+    shown = f" (got {_show(value, name)})" if not isinstance(value, dict) else ""
     return f"{key}: {message}{shown}"
 
 
@@ -360,7 +363,7 @@ def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[st
 
 
 def _show(value: Any, key: str = "") -> str:
-    if isinstance(value, str | dict | list) and re.search(r"key|secret|passw|url|token", key, re.IGNORECASE):
+    if isinstance(value, str | dict | list) and re.search(r"key|secret|passw|url|token(?!s)", key, re.IGNORECASE):
         return "a value that is not shown here"  # somebody may have put a secret where none belongs
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

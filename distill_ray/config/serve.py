@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distill_ray.config.base import Config, FilePath, Pattern
 from distill_ray.config.engine import EngineConfig, Replicas
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
+
+
+def _is_host(host: str) -> str:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(host) or host.replace(".", "").isdigit():
+            raise ValueError(
+                "not an address to listen on; give an IP address (127.0.0.1, 0.0.0.0, ::1) or a host name, without "
+                "http:// and without a port"
+            ) from None
+    return host
+
+
+def _is_local(folder: str) -> str:
+    if "://" in folder:
+        raise ValueError(
+            "the service's folder is a local one (its routers and its keeper lock files there); pairs may go to an "
+            "object store with serve.collect.store.url"
+        )
+    return folder
+
+
+def _is_model_name(name: str) -> str:
+    if not name or name != name.strip() or len(name) > 256:
+        raise ValueError("a model name of 1 to 256 characters, without spaces around it")
+    return name
 
 
 class EmbedderConfig(Config):
@@ -115,6 +145,12 @@ class StoreConfig(Config):
     api_key_env: str | None = None
     """qdrant: name of the environment variable with its key."""
 
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> StoreConfig:
+        if self.type == "qdrant" and self.url is None:
+            raise ValueError("type: qdrant needs the url of its server (url: http://HOST:6333)")
+        return self
+
 
 class CollectConfig(Config):
     """Complete answers of the teacher, kept for the next training."""
@@ -177,10 +213,11 @@ class PricesConfig(Config):
 class ServeConfig(Config):
     """One OpenAI-compatible endpoint in front of student and teacher."""
 
-    folder: FilePath | None = None
-    """Bundles, collected pairs, keys and what waits to be stored. Default: services/NAME where the command runs."""
+    folder: Annotated[FilePath, AfterValidator(_is_local)] | None = None
+    """Bundles, collected pairs, keys and what waits to be stored: a local folder. Default: services/NAME where the
+    command runs."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_is_host)] = "127.0.0.1"
     """Address to listen on. Beyond loopback, keys are required unless `keys.required` says otherwise."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
@@ -194,7 +231,7 @@ class ServeConfig(Config):
     it.
     Default: vllm; hf for an encoder-decoder model."""
 
-    model_aliases: list[str] = []
+    model_aliases: list[Annotated[str, AfterValidator(_is_model_name)]] = []
     """Model names of existing clients that mean `auto`."""
 
     pass_fields: list[str] = []
@@ -208,7 +245,8 @@ class ServeConfig(Config):
     """When replicas are added and taken away."""
 
     embedder: EmbedderConfig = EmbedderConfig()
-    """For a service without a bundle yet, and for `calibrate`; a bundle brings its own."""
+    """Of `calibrate` and of the service. A bundle is bound to the one that it was made with: with another one the
+    service refuses it, so change this and calibrate again."""
 
     fingerprint: FingerprintConfig = FingerprintConfig()
     """Which requests are of one kind."""
@@ -266,7 +304,7 @@ class CalibrateConfig(Config):
     judge: EngineConfig | None = None
     """For `metric: judge`. Default: the teacher."""
 
-    neighbours: Annotated[int, Field(ge=1)] = 8
+    neighbours: Annotated[int, Field(ge=1, le=1000)] = 8
     """Nearest trained requests whose outcomes count."""
 
     far: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -275,5 +313,5 @@ class CalibrateConfig(Config):
     max_pairs: Annotated[int, Field(ge=10)] = 20_000
     """Pairs compared at most."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Of the splits."""

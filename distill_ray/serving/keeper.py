@@ -26,7 +26,7 @@ from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.store import PairStore, make_store
 from distill_ray.serving.collecting.writer import Writer
 from distill_ray.serving.front.limits import Entry, Usage
-from distill_ray.serving.metrics import Family, add_up, exposition, figures
+from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
 from distill_ray.serving.models import student_application
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundles import Bundles
@@ -57,7 +57,9 @@ class Keeper:
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._history: deque[dict[str, Any]] = deque(maxlen=720)  # a point every five seconds: an hour
         self._writer = Writer(self._open_store, config.serve.collect.compact_s)
+        self._metrics = Metrics()  # of its own: what came to the store
         self._num_pairs: int | None = None
+        self._num_deleted: int | None = None
         self._unwanted_since: dict[str, float] = {}
         self._failed_until: dict[str, float] = {}
         loops = [(self._students, STUDENTS_S), (self._save, SAVE_S)]
@@ -78,12 +80,18 @@ class Keeper:
     async def add(self, pairs: list[Pair]) -> int:
         """Put pairs into the store; returns how many are new. Raises StoreError: they stay in the router's spool."""
         num_new = await asyncio.to_thread(self._writer.write, pairs)
+        self._metrics.stored.labels("new").inc(num_new)
+        self._metrics.stored.labels("already_there").inc(len(pairs) - num_new)
         self._num_pairs = (self._num_pairs or 0) + num_new
         return num_new
 
     async def _count(self) -> None:
-        """What others do to the store (delete, mark) shows up here."""
-        self._num_pairs = await asyncio.to_thread(lambda: self._open_store().count())
+        """What others do to the store (delete) shows up here."""
+        self._num_pairs, self._num_deleted = await asyncio.to_thread(self._look_at_store)
+
+    def _look_at_store(self) -> tuple[int, int]:
+        store = self._open_store()
+        return store.count(), sum(deletion.num for deletion in store.deletions())
 
     def _open_store(self) -> PairStore:
         return make_store(self._run.serve.collect.store, self._folder.root)
@@ -109,6 +117,7 @@ class Keeper:
             "recent": sorted(self._recent, key=lambda request: request["time"], reverse=True),
             "history": list(self._history),
             "stored_pairs": self._num_pairs,
+            "deleted_pairs": self._num_deleted,
             "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
             "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()],
         }
@@ -116,12 +125,13 @@ class Keeper:
     def _all(self) -> tuple[Family, ...]:
         """Of a router that is gone its counts stay, its gauges go."""
         now = time.monotonic()
-        return add_up(
+        of_routers = (
             families
             if now - self._seen[router] < GONE_S
             else tuple(family for family in families if family[2] != "gauge")
             for router, families in self._families.items()
         )
+        return add_up([self._metrics.families(), *of_routers])
 
     async def _save(self) -> None:
         found = figures(self._all())

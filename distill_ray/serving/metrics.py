@@ -48,6 +48,9 @@ class Metrics:
         self.saved_tokens = counter("saved_teacher_tokens", "Tokens that the teacher was not asked for (estimate).")
         self.saved_money = counter("saved_money", "Money saved, at the prices of the config (estimate).")
         self.pairs = counter("pairs", "Teacher's answers: kept, or why not.", ["result"])
+        self.stored = counter(
+            "stored_pairs", "Kept pairs that came to the store: new, or already_there (or deleted before).", ["result"]
+        )
         self.spool_bytes = Gauge("distill_spool_bytes", "On disk, not yet in the store.", registry=self.registry)
         self.bundle = Gauge(
             "distill_bundle_info", "Routers by the bundle they serve.", ["version"], registry=self.registry
@@ -129,6 +132,7 @@ def figures(families: tuple[Family, ...]) -> dict[str, Any]:
         "saved_teacher_tokens": by("distill_saved_teacher_tokens_total", "").get("", 0.0),
         "saved_money": by("distill_saved_money_total", "").get("", 0.0),
         "pairs": by("distill_pairs_total", "result"),
+        "stored": by("distill_stored_pairs_total", "result"),
         "spool_bytes": by("distill_spool_bytes", "").get("", 0.0),
         "routers": by("distill_bundle_info", "version"),
         "fallbacks": by("distill_fallbacks_total", "why"),

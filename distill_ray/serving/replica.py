@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
+from distill_ray.models import short_name
 from distill_ray.recipes.context import ContextRecipe
 from distill_ray.records import Message
 from distill_ray.serving.backends import Backend, RemoteBackend
@@ -271,7 +272,7 @@ class Router:
             "student_up": self.dispatcher.live.student is not None,
             "threshold": bundle.manifest.threshold if bundle is not None else None,
             "summary": bundle.manifest.summary if bundle is not None else None,
-            "teacher": self.dispatcher.teacher.name,
+            "teacher": short_name(self.dispatcher.teacher.name),
             "keeper": True,
             "shows_requests": self.config.show_requests,
         }

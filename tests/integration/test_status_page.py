@@ -225,10 +225,29 @@ def test_the_last_hour_counts_what_happened_in_it(page: Page, service: Running) 
 
 def test_the_curve_says_what_the_threshold_gives(page: Page) -> None:
     page.open()
-    page.shows("bundle", "the student gets 50% of the requests; 10% of its answers were worse", "costs 50% of what")
+    page.shows("bundle", "Circle: the chosen threshold. A request costs 50% of what", "of the report part alone")
+    assert "10% of its answers" not in page.text("bundle"), "one figure for the error, and it is the measured one"
     page.shows("bundle", "50% to the student, 2.0% of those worse (0.5% to 4.5%)")
     assert page.driver.find_elements(By.CSS_SELECTOR, "#bundle svg circle")
     assert "budget 5.0%" in page.text("bundle")
+
+
+def test_a_figure_is_rounded_as_the_commands_round_it(page: Page, service: Running) -> None:
+    summary = {**SUMMARY, "error": 1 / 80, "error_low": 3 / 800, "error_high": 0.0625}
+    service.service.changes = {"summary": summary}  # type: ignore[attr-defined]
+    page.open()
+    low, error, high = (f"{summary[name]:.1%}" for name in ("error_low", "error", "error_high"))
+    page.shows("bundle", f"{error} of those worse ({low} to {high})")
+
+
+def test_kept_pairs_that_are_not_in_the_store_are_accounted_for(page: Page, service: Running) -> None:
+    service.service.metrics.pairs.labels("kept").inc(12)
+    service.service.metrics.stored.labels("new").inc(8)
+    service.service.metrics.stored.labels("already_there").inc(4)
+    service.service.changes = {"stored_pairs": 7, "deleted_pairs": 1}  # type: ignore[attr-defined]
+    page.open()
+    page.shows("pairs", "7\npairs in the store", "kept, on the way to the store 12", "new in the store 8")
+    page.shows("pairs", "already there, or deleted before 4", "1 pair deleted from the store so far")
 
 
 def test_who_fails_is_named(page: Page, service: Running) -> None:

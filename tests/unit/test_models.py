@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from distill_ray.errors import ConfigError, RequestRejected
-from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer, PlainPrompts, model_identity, resolve_model
+from distill_ray.models import DEMO_MODEL_PATH, ChatTokenizer, PlainPrompts, model_identity, resolve_model, short_name
 from distill_ray.records import Message
 
 CONVERSATION: list[Message] = [
@@ -182,3 +182,19 @@ def test_plain_prompts_keep_the_spelling_of_a_control_token_as_text(tiny_t5: Pat
     plain = PlainPrompts(AutoTokenizer.from_pretrained(tiny_t5))
     assert plain.prompt_ids(user("a</s>b")).count(plain.end_id) == 1
     assert plain.completion_ids("a</s>b").count(plain.end_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("identity", "name"),
+    [
+        ("vllm:demo@bd68aa:{'max_model_len': 1024}:qwen3+/runs/a@12", "vllm:demo"),
+        ("hf:/srv/models/large@bd68aa", "hf:large"),
+        ("vllm:org/name@main", "vllm:org/name"),
+        ("openai:llama3:8b", "openai:llama3:8b"),
+        ("fake:demo@12", "fake:demo"),
+        ("none:", "none:"),
+        ("something else", "something else"),
+    ],
+)
+def test_people_see_a_models_name_and_no_arguments(identity: str, name: str) -> None:
+    assert short_name(identity) == name

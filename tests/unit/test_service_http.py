@@ -274,7 +274,7 @@ def test_a_bug_is_500_without_a_traceback(running: Running, monkeypatch: pytest.
 
 
 def test_control_characters_in_headers_do_not_come_back(running: Running) -> None:
-    headers = {"x-request-id": "a", "idempotency-key": "k" * 4000, "user-agent": "x"}
+    headers = {"x-request-id": "a", "idempotency-key": "k" * 255, "user-agent": "x"}
     response = running.post({"messages": turn(UNLIKE), "model": "teacher"}, headers=headers)
     assert response.status_code == 200
     assert running.rig.kept[-1][0].call.idempotency_key == "k" * 255
@@ -352,3 +352,47 @@ def test_a_prompt_can_be_tried_without_asking_anybody(running: Running) -> None:
     page = httpx.get(running.url + "/")
     assert page.status_code == 200
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+# -- edges -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_service_can_be_asked_is_for_those_with_a_key(tmp_path: Path, running: Running) -> None:
+    assert "/v1/chat/completions" in httpx.get(running.url + "/openapi.json").json()["paths"]
+    with Running(tmp_path, keys=Keys([Key("alice", digest_of(KEY))], required=True)) as service:
+        assert httpx.get(service.url + "/openapi.json").status_code == 401
+        allowed = httpx.get(service.url + "/openapi.json", headers={"authorization": f"Bearer {KEY}"})
+        assert allowed.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("[::1]", 200),
+        ("[::1]:8000", 200),
+        ("localhost.", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("localhost@evil.example", 403),
+        ("[::2]", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_loopback_has_many_names_and_no_others(running: Running, host: str, status: int) -> None:
+    assert httpx.get(running.url + "/v1/models", headers={"host": host}).status_code == status
+
+
+def test_a_model_that_is_null_is_auto(running: Running) -> None:
+    response = running.post({"messages": turn(TRAINED), "model": None})
+    assert (response.status_code, response.headers["x-distill-route"]) == (200, "student")
+
+
+def test_an_idempotency_key_that_is_too_long_is_refused_and_not_cut(running: Running) -> None:
+    kept = len(running.rig.kept)
+    response = running.post({"messages": turn(UNLIKE)}, headers={"idempotency-key": "k" * 256})
+    assert response.status_code == 400
+    assert "may have 255 characters, and has 256" in response.json()["error"]["message"]
+    assert len(running.rig.kept) == kept

@@ -314,9 +314,42 @@ def test_a_server_that_is_not_there_is_not_up() -> None:
         ({"cascade": {"min_mean_logprob": 1}}, "min_mean_logprob"),
         ({"collect": {"store": {"type": "redis"}}}, "store"),
         ({"typo": 1}, "typo"),
+        ({"model_aliases": [""]}, r"serve.model_aliases.0: a model name of 1 to 256 characters"),
+        ({"model_aliases": ["gpt", " gpt "]}, r"serve.model_aliases.1: .* without spaces around it \(got ' gpt '\)"),
+        ({"collect": {"store": {"type": "qdrant"}}}, r"serve.collect.store: type: qdrant needs the url of its server"),
+        ({"teacher": {"type": "openai"}}, r"serve.teacher.model: missing; add it"),
+        ({"student": {"type": "openai"}}, r"serve.student.model: missing; add it"),
+        ({"keys": {"required": "maybe"}}, r"serve.keys.required: .* \(got 'maybe'\)"),
+        ({"folder": "s3://bucket/mine"}, r"serve.folder: the service's folder is a local one .*collect.store.url"),
+        ({"host": "not a host"}, r"serve.host: not an address to listen on; .* \(got 'not a host'\)"),
+        ({"host": "http://127.0.0.1"}, r"serve.host: not an address"),
+        ({"host": "127.0.0.1:8000"}, r"serve.host: not an address"),
+        ({"host": "300.1.1.1"}, r"serve.host: not an address"),
+        ({"host": "[::1]"}, r"serve.host: not an address"),
     ],
 )
 def test_what_serving_cannot_use_is_refused_when_the_config_loads(serve: dict[str, Any], says: str) -> None:
     raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}, "serve": serve}
     with pytest.raises(ConfigError, match=says):
         parse_config(raw)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "localhost", "gpu-7.example.org", "gpu7"])
+def test_addresses_and_names_are_hosts(host: str) -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    assert parse_config({**raw, "serve": {"host": host}}).serve.host == host
+
+
+def test_a_key_under_serve_keys_is_never_shown() -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    for keys in ({"alice": "dr-secret"}, "dr-secret"):
+        with pytest.raises(ConfigError) as caught:
+            parse_config({**raw, "serve": {"keys": keys}})
+        assert "dr-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", -1), ("neighbours", 0), ("neighbours", 1001)])
+def test_calibration_has_bounds(key: str, value: int) -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    with pytest.raises(ConfigError, match=rf"calibrate\.{key}: .*\(got {value}\)"):
+        parse_config({**raw, "calibrate": {key: value}})

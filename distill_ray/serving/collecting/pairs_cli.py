@@ -132,10 +132,12 @@ def _store(config: Path, overrides: list[str] | None) -> PairStore:
 
 
 def _show(record: dict[str, Any], show_text: bool) -> None:
+    from distill_ray.models import short_name
+
     when = datetime.datetime.fromtimestamp(record["created"] // 10**9, datetime.UTC).isoformat(" ")[:19]
     tokens = f"{_number(record['prompt_tokens'])}+{_number(record['completion_tokens'])} tokens"
     mark = f"indexed by {record['indexed_by']}" if record["indexed_by"] else "not indexed"
-    owner, teacher = _printable(record["owner"]), _printable(record["teacher"])
+    owner, teacher = _printable(record["owner"]), _printable(short_name(record["teacher"]))
     console.print(f"{record['pair_id']}  {when}  {owner}  {teacher}  {tokens}  {mark}")
     if show_text:
         from distill_ray.serving.collecting.pairs_export import conversation

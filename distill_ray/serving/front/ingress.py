@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -59,7 +60,7 @@ class Service(Protocol):
 
 def build(service: Service) -> FastAPI:
     """The application."""
-    app = FastAPI(title="distill-ray", docs_url=None, redoc_url=None)
+    app = FastAPI(title="distill-ray", docs_url=None, redoc_url=None, openapi_url=None)
     gate = _Gate(service)
     _handle_errors(app, service)
     _add_answers(app, service, gate)
@@ -104,8 +105,18 @@ def _call(
         wants=wants,
         owner=owner,
         collect_header=request.headers.get("x-distill-collect"),
-        idempotency_key=(request.headers.get("idempotency-key") or "")[:MAX_KEY] or None,
+        idempotency_key=_idempotency_key(request),
     )
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """Raises ApiError: 400, it is too long; two that begin alike would count as one if it were cut."""
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > MAX_KEY:
+        raise ApiError(
+            400, f"the header Idempotency-Key may have {MAX_KEY} characters, and has {len(key)}; send a shorter one"
+        )
+    return key
 
 
 def _unknown_model(service: Service, name: str) -> str:
@@ -195,6 +206,12 @@ def _add_pages(app: FastAPI, service: Service, gate: _Gate) -> None:
         """Whether this router answers, and with which bundle."""
         return JSONResponse({"status": "ok", "bundle": service.dispatcher.live.version})
 
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema(request: Request) -> Response:
+        """What this service can be asked."""
+        gate.owner(request)
+        return JSONResponse(app.openapi())
+
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
@@ -258,7 +275,7 @@ class _Gate:
 
     def owner(self, request: Request, *, page: bool = False) -> str:
         """Whose request it is. Raises ApiError: 401, 403."""
-        host = (request.headers.get("host") or "").rsplit(":", 1)[0].strip("[]").lower()
+        host = _host_of(request.headers.get("host") or "")
         if self._service.config.host in LOOPBACK and host not in LOOPBACK:
             raise ApiError(403, f"this service answers on loopback only, not as {host!r}", "permission_error")
         authorization = request.headers.get("authorization")
@@ -292,6 +309,14 @@ class _Gate:
             if len(data) > most:
                 raise too_large
         return bytes(data)
+
+
+def _host_of(header: str) -> str:
+    """The name in a Host header, without port, brackets and the root's dot: `localhost.` is `localhost`."""
+    try:
+        return (urlsplit(f"//{header}").hostname or "").removesuffix(".")
+    except ValueError:  # brackets without an address in them
+        return ""
 
 
 def _from_basic(authorization: str | None) -> str | None:

@@ -12,7 +12,15 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from distill_ray.errors import ApiError
 
@@ -60,7 +68,7 @@ class StreamOptions(_Wire):
 
 
 class _Request(_Wire):
-    model: Name = "auto"
+    model: Annotated[Name, BeforeValidator(lambda name: "auto" if name is None else name)] = "auto"  # null: left out
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None

@@ -20,7 +20,7 @@ def make_store(config: StoreConfig, folder: str | Path) -> PairStore:
         folder: of the service, where pairs are kept unless the config says otherwise.
 
     Raises:
-        ConfigError: a qdrant store lacks its URL, or the variable with its key is not set.
+        ConfigError: the variable with its key is not set.
     """
     return _STORES[config.type](config, folder)
 
@@ -37,8 +37,6 @@ def _qdrant(config: StoreConfig, folder: str | Path) -> PairStore:
     from distill_ray.serving.collecting.store.qdrant import QdrantStore
 
     del folder
-    if config.url is None:
-        raise ConfigError("serve.collect.store.url: a qdrant store needs the URL of its server (http://HOST:6333)")
     key = None
     if config.api_key_env is not None:
         key = os.environ.get(config.api_key_env)
