@@ -29,7 +29,15 @@ from distill_ray.serving.backends import Method
 from distill_ray.serving.dispatch import Dispatcher, Routed
 from distill_ray.serving.front.keys import LOOPBACK, Keys
 from distill_ray.serving.front.limits import Limits
-from distill_ray.serving.front.wire import DONE, ChatRequest, CompletionRequest, event, json_bytes, parse_request
+from distill_ray.serving.front.wire import (
+    DONE,
+    HANDED_ON,
+    ChatRequest,
+    CompletionRequest,
+    event,
+    json_bytes,
+    parse_request,
+)
 from distill_ray.serving.metrics import CONTENT_TYPE, Metrics
 from distill_ray.serving.request import Call
 
@@ -375,6 +383,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 def _body_of(kind: type[ChatRequest] | type[CompletionRequest]) -> dict[str, Any]:
     """The schema of a body that this module parses itself: FastAPI would read it whole before it looks at its size."""
     schema = kind.model_json_schema()
+    schema["properties"] |= {name: {} for name in sorted(HANDED_ON[kind])}
+    schema["additionalProperties"] = False
     definitions = schema.pop("$defs", {})
     text = json.dumps(schema)
     for _ in range(4):  # definitions refer to others

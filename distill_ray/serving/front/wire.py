@@ -135,7 +135,7 @@ class CompletionRequest(_Request):
 
 # Of OpenAI's fields those that are only handed on; and how to sample, as most servers of models have it.
 _SAMPLERS = frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens"})
-_HANDED_ON = {
+HANDED_ON = {
     ChatRequest: _SAMPLERS
     | {"audio", "function_call", "functions", "metadata", "modalities", "parallel_tool_calls", "prediction", "store"}
     | {"prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"}
@@ -164,7 +164,7 @@ def parse_request(raw: bytes, kind: type[RequestT], also: Collection[str] = ()) 
     if not isinstance(body, dict):
         raise ApiError(400, "the body has to be a JSON object")
     for name in body:
-        if name not in kind.model_fields and name not in _HANDED_ON[kind] and name not in also:
+        if name not in kind.model_fields and name not in HANDED_ON[kind] and name not in also:
             raise ApiError(400, f"{_shown(name)}: no field of this API; leave it out", param=_shown(name))
     try:
         return kind.model_validate(body), body
