@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-FAILURES = 3
+FAILURES, MISSES = 3, 2
 REST_S, LONGEST_REST_S = 5.0, 120.0
 
 
@@ -24,7 +24,7 @@ class Breaker:
 
     def __init__(self, failures: int = FAILURES, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = failures, clock
-        self._in_a_row = self._openings = 0
+        self._in_a_row = self._openings = self._missed = 0
         self._rests_until = 0.0
         self._opened = asyncio.Event()
 
@@ -57,7 +57,13 @@ class Breaker:
         self._rests_until = self._clock() + rest_s
 
     def looked(self, *, is_up: bool) -> None:
-        """Somebody looked. If it is up, requests go there again; the first failures open it for longer."""
+        """Somebody looked. If it is up, requests go there again; the first failures open it for longer.
+
+        Not up once may be a busy machine; twice, and nobody is sent there.
+        """
+        self._missed = 0 if is_up else self._missed + 1
         if is_up:
             self._opened.clear()
             self._in_a_row = 0
+        elif self._missed >= MISSES:
+            self.failed(is_gone=True)

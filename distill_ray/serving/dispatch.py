@@ -87,11 +87,7 @@ class Dispatcher:
         breaker, student = self._breaker, self.live.student
         if student is None or not (breaker.is_due if breaker.is_open else student.is_here):
             return
-        is_up = await student.is_up()
-        if breaker.is_open:
-            breaker.looked(is_up=is_up)
-        elif not is_up:
-            breaker.failed(is_gone=True)
+        breaker.looked(is_up=await student.is_up())
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
@@ -199,18 +195,20 @@ class Dispatcher:
         cascade = self._config.cascade if not call.streams and decision.reason is not Reason.FORCED else None
         if cascade is not None:
             body["logprobs"] = True
-        started = await self._begun(live.student.answer(call.method, body), streams=call.streams)
+        is_forced = decision.reason is Reason.FORCED
+        started = await self._begun(live.student.answer(call.method, body), call.streams, is_forced)
         mean = mean_logprob(started.first[0]) if cascade is not None else None
         if cascade is not None and mean is not None and mean < cascade.min_mean_logprob:
             raise _Fallback(Reason.STUDENT_UNSURE, ApiError(502, "the student is unsure", "server_error"))
         return self._routed(asked, decision, started.pieces(self._config.router.timeout_s))
 
-    async def _begun(self, pieces: AsyncGenerator[dict[str, Any], None], *, streams: bool) -> Started:
+    async def _begun(self, pieces: AsyncGenerator[dict[str, Any], None], streams: bool, is_forced: bool) -> Started:
         """The student's first words. Raises _Fallback: there are none, or it is found to be gone meanwhile."""
         breaker, router = self._breaker, self._config.router
         timeout_s = router.student_timeout_s if streams else router.student_whole_timeout_s
         try:
-            started = await unless(breaker.opening(), begin(pieces, timeout_s))
+            beginning = begin(pieces, timeout_s)
+            started = await (beginning if is_forced else unless(breaker.opening(), beginning))
         except TimeoutError:
             breaker.failed()
             raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
