@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import httpx
 import ray
 
 from distill_ray.config import (
@@ -43,6 +44,7 @@ from distill_ray.rewards.judge import JudgeReward
 from distill_ray.rewards.labels import OwnModelReward, require_chat_template, require_head, require_labels
 
 SAMPLE_ROWS = 100
+ANSWER_S = 5.0  # for a server to say anything
 
 
 def check(config: RunConfig) -> Iterator[str]:
@@ -145,6 +147,41 @@ def check_teacher(config: RunConfig) -> Iterator[str]:
         yield "teacher: nobody is asked"
         return
     yield f"teacher {_check_engine(config.teacher, 'teacher')}"
+
+
+def check_service(config: RunConfig) -> Iterator[str]:
+    """Whether those who answer for a service can be asked: its teacher, and a student that is a server.
+
+    Yields as `check`; a server that does not answer yet is a warning, since it may come up later.
+
+    Raises:
+        ConfigError: what is wrong with the first of them.
+    """
+    own = config.serve.teacher
+    engines = [("serve.teacher", own) if own is not None else ("teacher", config.teacher)]
+    if isinstance(config.serve.student, OpenAIEngineConfig):
+        engines.append(("serve.student", config.serve.student))
+    for key, engine in engines:
+        if isinstance(engine, NoEngineConfig):
+            raise ConfigError(
+                f"{key}.type: none answers nothing, and a service has to answer what its student does not; set "
+                "serve.teacher (vllm, openai, hf)"
+            )
+        yield f"{key} {_check_engine(engine, key)}"
+        if isinstance(engine, OpenAIEngineConfig) and (why := _why_no_answer(engine)) is not None:
+            yield (
+                f"warning: {key}.base_url: {engine.base_url} does not answer ({why}); the service starts, and does "
+                "without it until it is up"
+            )
+
+
+def _why_no_answer(engine: OpenAIEngineConfig) -> str | None:
+    """Any answer of a server is one, a refusal too."""
+    try:
+        response = httpx.get(f"{engine.base_url}/models", timeout=ANSWER_S, trust_env=False)
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return f"HTTP {response.status_code}" if response.status_code >= 500 else None
 
 
 def check_reward(config: RunConfig) -> Iterator[str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import io
 import json
@@ -33,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill_ray.errors import RunFolderError
+from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
 
 
@@ -227,25 +227,17 @@ class RunFolder:
             yield
             return
         try:
-            os.makedirs(self._base, exist_ok=True)
-            file = open(self.path(".lock"), "a+", encoding="utf-8")  # noqa: SIM115 (held open on purpose)
+            file = take(self.path(".lock"))
+        except Taken as error:
+            raise RunFolderError(
+                f"{self.root}: another run is at work here ({error}); wait for it, end it, or take another --run-dir"
+            ) from error
         except OSError as error:
             raise RunFolderError(
                 f"{self.root}: cannot use this run folder "
                 f"({'it is a file' if os.path.isfile(self._base) else error.strerror}); give a folder you may write to"
             ) from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise RunFolderError(
-                    f"{self.root}: another run is at work here ({file.read().strip() or 'starting'}); "
-                    "wait for it, end it, or take another --run-dir"
-                ) from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}, started {datetime.datetime.now().isoformat(timespec='seconds')}")
-            file.flush()
             yield
 
 

@@ -78,6 +78,10 @@ def require_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise ConfigError(
+                f"serve.host: {host} is no address of this machine ({error.strerror}); give one, such as 127.0.0.1"
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"serve.port: cannot listen on {host}:{port} ({error.strerror}); take another with --port"
@@ -127,22 +131,24 @@ def why_not_up(error: RuntimeError) -> str:
 # -- for `serve deploy` ------------------------------------------------------------------------------------------------
 
 
-def front(args: dict[str, str]) -> serve.Application:
-    """{config, folder} -> routers and keeper."""
-    return front_application(load_config(args["config"]), args["folder"])
+def front(args: dict[str, Any]) -> serve.Application:
+    """{config, folder, overrides} -> routers and keeper."""
+    return front_application(load_config(args["config"], args["overrides"]), args["folder"])
 
 
-def teacher(args: dict[str, str]) -> serve.Application:
-    """{config, folder} -> the teacher."""
-    found = teacher_application(load_config(args["config"]), args["folder"])
+def teacher(args: dict[str, Any]) -> serve.Application:
+    """{config, folder, overrides} -> the teacher."""
+    found = teacher_application(load_config(args["config"], args["overrides"]), args["folder"])
     if found is None:
         raise ConfigError("the teacher of this service is not in the cluster")
     return found
 
 
-def serve_config(config: RunConfig, path: str, folder: str) -> dict[str, Any]:
-    """The service as a config of Ray Serve, for `serve deploy`."""
-    names, args = AppNames(config.name), {"config": str(Path(path).resolve()), "folder": folder}
+def serve_config(path: str, overrides: list[str], folder: str) -> dict[str, Any]:
+    """The service as a config of Ray Serve, for `serve deploy`. The config is read again there, with its overrides."""
+    config = load_config(path, overrides)
+    names = AppNames(config.name)
+    args = {"config": str(Path(path).resolve()), "folder": folder, "overrides": overrides}
     applications: list[dict[str, Any]] = [
         {"name": names.front, "route_prefix": "/", "import_path": "distill_ray.serving.app:front", "args": args}
     ]

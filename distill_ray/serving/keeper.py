@@ -4,7 +4,8 @@
     routers -> exchange(...)   -> usage of all owners; metrics and last requests of all routers
     current.json               -> the current bundle's student is up; the one before it stays for a while
 
-It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file.
+It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file. It
+holds the service's folder locked, so that no second service writes there; the kernel lets go when it dies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from distill_ray.serving.collecting.writer import Writer
 from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
 from distill_ray.serving.models import student_application
-from distill_ray.serving.names import AppNames
+from distill_ray.serving.names import AppNames, occupy
 from distill_ray.serving.routing.bundles import Bundles
 
 STUDENTS_S, SAVE_S, COUNT_S = 1.0, 5.0, 60.0
@@ -46,9 +47,15 @@ class Keeper:
         config: the whole YAML.
         folder: the service's.
         names: of the applications.
+
+    Raises:
+        ServingError: the keeper of another service is at work in that folder.
     """
 
     def __init__(self, config: RunConfig, folder: str, names: AppNames) -> None:
+        self._occupied = occupy(
+            folder
+        )  # here, since nothing else of a service is there exactly once, however it started
         self._run, self._folder, self._names = config, RunFolder(folder), names
         self._bundles = Bundles(Path(folder) / "bundles")
         self._usage = Usage(self._saved_usage())

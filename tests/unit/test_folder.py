@@ -84,7 +84,7 @@ def test_a_second_run_on_a_folder_is_refused_with_the_first_ones_process(folder:
     process.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(RunFolderError, match=f"pid {process.pid}, started"), folder.locked():
+        with pytest.raises(RunFolderError, match=rf"pid {process.pid} on .+, started \d"), folder.locked():
             pass
     finally:
         stop.set()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,8 @@ from typing import Any
 import pytest
 
 from distill_ray.config import RunConfig, parse_config
+from distill_ray.errors import ServingError
+from distill_ray.serving import names
 from distill_ray.serving.collecting.store import Selection, make_store
 from distill_ray.serving.keeper import Keeper
 from distill_ray.serving.names import AppNames
@@ -36,8 +42,37 @@ def with_keeper(folder: Path, ask: Callable[[Keeper], Awaitable[Any]]) -> Any:
         finally:
             for loop in keeper._loops:
                 loop.cancel()
+            keeper._occupied.close()
 
     return asyncio.run(run())
+
+
+def test_a_folder_has_one_keeper_and_the_next_one_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "PATIENCE_S", 0.0)
+
+    async def second(_: Keeper) -> None:
+        with pytest.raises(
+            ServingError, match=rf"{tmp_path}: .*keeper: pid {os.getpid()} on .+, started \d.*serve.folder"
+        ):
+            Keeper(config(), str(tmp_path), AppNames("small"))
+
+    with_keeper(tmp_path, second)
+
+
+def test_a_keeper_that_is_killed_leaves_the_folder_to_the_next_one(tmp_path: Path) -> None:
+    held = f"from distill_ray.serving.names import occupy; file = occupy({str(tmp_path)!r}); print('held', flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{held}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    threading.Timer(0.5, process.kill).start()  # the next one waits for it
+
+    async def status(keeper: Keeper) -> dict[str, Any]:
+        return await keeper.status()
+
+    assert with_keeper(tmp_path, status)["num_routers"] == 0
+    process.wait()
 
 
 def test_what_came_to_the_store_is_told_apart_from_what_was_there_or_deleted(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ CHAT = [
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> str:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
     return str(tmp_path / "config.yaml")
 
@@ -80,9 +81,30 @@ def test_list_shows_no_text_unless_asked(run, config: str, store: PairStore) -> 
     assert "\x1b" not in out
 
 
-def test_list_of_a_service_that_never_ran_is_empty_and_makes_nothing(run, config: str, tmp_path: Path) -> None:
-    assert run("list", config) == (0, "pairs 0, 0 indexed; 0 deleted in 0 deletions\n")
-    assert not (tmp_path / "service").exists()
+@pytest.mark.parametrize(
+    "arguments", [["list", "CONFIG"], ["export", "CONFIG", "out"], ["delete", "CONFIG", "--owner", "shop"]]
+)
+def test_where_no_service_has_been_that_is_said_and_nothing_is_made(
+    run, config: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    status, out = run(*[config if argument == "CONFIG" else argument for argument in arguments])
+    assert status == 2
+    assert f"{tmp_path}/service: no such folder, so no service has been here" in " ".join(out.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_list_of_a_service_that_collected_nothing_is_empty_and_names_the_place(
+    run, config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "service").mkdir()
+    assert run("list", config) == (0, "pairs 0, 0 indexed; 0 deleted in 0 deletions; in service/pairs\n")
+    assert list((tmp_path / "service").iterdir()) == []
+
+
+def test_a_teacher_is_listed_by_its_short_name(run, config: str, tmp_path: Path) -> None:
+    store = make_store(StoreConfig(), tmp_path / "service")
+    store.add([pair("a", teacher="vllm:demo@bd68:{'max_model_len': 1024}")])
+    assert "  vllm:demo  " in run("list", config)[1]
 
 
 def test_list_shows_the_newest(run, config: str, store: PairStore) -> None:
@@ -99,7 +121,7 @@ def test_exported_messages_are_chats_with_the_answer_and_the_tools(
     run, config: str, store: PairStore, tmp_path: Path
 ) -> None:
     status, out = run("export", config, str(tmp_path / "out.jsonl"))
-    assert (status, out.splitlines()[0]) == (0, "3 pairs")
+    assert (status, out.splitlines()[0]) == (0, "3 pairs of service/pairs")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     by_answer = {line["messages"][-1]["content"]: line for line in lines}
     assert by_answer["German, too"] == {"messages": [*CHAT, {"role": "assistant", "content": "German, too"}]}
@@ -109,7 +131,10 @@ def test_exported_messages_are_chats_with_the_answer_and_the_tools(
 
 def test_exported_parquet_is_what_data_reads(run, config: str, store: PairStore, tmp_path: Path) -> None:
     status, out = run("export", config, str(tmp_path / "out.parquet"), "--format", "parquet")
-    assert (status, out.splitlines()[0]) == (0, "2 pairs; 1 with tool calls left out (--format messages has them)")
+    assert (status, out.splitlines()[0]) == (
+        0,
+        "2 pairs of service/pairs; 1 with tool calls left out (--format messages has them)",
+    )
     [file] = resolve(str(tmp_path / "out.parquet"))
     rows = {row.columns["answer"]: row for row in with_layout(read_rows(file), "messages")}
     assert rows.keys() == {"German", "German, too"}
@@ -140,11 +165,17 @@ def test_an_export_that_cannot_be_says_so_and_leaves_no_file(
 
 
 def test_delete_says_how_many_and_a_dry_run_deletes_none(run, config: str, store: PairStore) -> None:
-    assert run("delete", config, "--owner", "lab", "--dry-run") == (0, "would delete 2 of 3 pairs\n")
+    assert run("delete", config, "--owner", "lab", "--dry-run") == (0, "would delete 2 of 3 pairs in service/pairs\n")
     assert store.count() == 3
-    assert run("delete", config, "--owner", "lab", "--contains", "POST") == (0, "deleted 1 pairs; 2 are left\n")
+    assert run("delete", config, "--owner", "lab", "--contains", "POST") == (
+        0,
+        "deleted 1 pairs; 2 are left in service/pairs\n",
+    )
     pair_id = next(iter(store.scan(columns=["pair_id"]))).to_pylist()[0]["pair_id"]
-    assert run("delete", config, "--id", pair_id, "--id", "no such") == (0, "deleted 1 pairs; 1 are left\n")
+    assert run("delete", config, "--id", pair_id, "--id", "no such") == (
+        0,
+        "deleted 1 pairs; 1 are left in service/pairs\n",
+    )
     assert "2 deleted in 2 deletions" in run("list", config)[1]
 
 

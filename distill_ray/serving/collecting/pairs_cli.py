@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import heapq
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def list_pairs(
     """
     from distill_ray.serving.collecting.store import ALL, Selection
 
-    store = _store(config, overrides)
+    store, place = _store(config, overrides)
     where = Selection(owner=owner, contains=contains, indexed=indexed)
     columns = ["pair_id", "created", "owner", "teacher", "prompt_tokens", "completion_tokens", "indexed_by"]
     columns += ["messages", "completion", "tool_calls"] if show_text else []
@@ -67,7 +68,7 @@ def list_pairs(
     chosen = f"{store.count(where)} of them chosen, " if where != ALL else ""
     console.print(
         f"pairs {store.count()}, {chosen}{store.count(Selection(indexed=True))} indexed; "
-        f"{num_deleted} deleted in {len(deletions)} deletions"
+        f"{num_deleted} deleted in {len(deletions)} deletions; in {place}"
     )
 
 
@@ -91,9 +92,10 @@ def export_pairs(
     from distill_ray.serving.collecting.store import Selection
 
     where = Selection(owner=owner, contains=contains, indexed=indexed)
-    num_written, num_left_out = run_export(_store(config, overrides), out, format, where)
+    store, place = _store(config, overrides)
+    num_written, num_left_out = run_export(store, out, format, where)
     left_out = f"; {num_left_out} with tool calls left out (--format messages has them)" if num_left_out else ""
-    console.print(f"{num_written} pairs{left_out}")
+    console.print(f"{num_written} pairs of {place}{left_out}")
     console.print(f"wrote: {out}")
 
 
@@ -115,20 +117,25 @@ def delete_pairs(
     where = Selection(ids=tuple(ids) if ids else None, owner=owner, contains=contains)
     if where == ALL or "" in (owner, contains):
         raise ConfigError("pairs delete: say which: --owner, --contains or --id (together: all of them must hold)")
-    store = _store(config, overrides)
+    store, place = _store(config, overrides)
     if dry_run:
-        console.print(f"would delete {store.count(where)} of {store.count()} pairs")
+        console.print(f"would delete {store.count(where)} of {store.count()} pairs in {place}")
         return
     num_deleted = store.delete(where)
-    console.print(f"deleted {num_deleted} pairs; {store.count()} are left")
+    console.print(f"deleted {num_deleted} pairs; {store.count()} are left in {place}")
 
 
-def _store(config: Path, overrides: list[str] | None) -> PairStore:
-    from distill_ray.serving.collecting.store import make_store
-    from distill_ray.serving.names import service_folder
-
+def _store(config: Path, overrides: list[str] | None) -> tuple[PairStore, str]:
+    """The store of a service, and where it is, for messages. Raises ConfigError: there is no service here."""
     loaded = load_config(config, overrides or [])
-    return make_store(loaded.serve.collect.store, service_folder(loaded))
+    from distill_ray.serving.collecting.store import make_store
+    from distill_ray.serving.names import existing_service_folder, service_folder
+
+    section = loaded.serve.collect.store
+    if section.url is not None:  # may be asked from anywhere
+        return make_store(section, service_folder(loaded)), section.url
+    folder = existing_service_folder(loaded)
+    return make_store(section, folder), os.path.relpath(Path(folder) / "pairs")
 
 
 def _show(record: dict[str, Any], show_text: bool) -> None:

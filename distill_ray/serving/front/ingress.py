@@ -211,8 +211,9 @@ def _add_models(app: FastAPI, service: Service, gate: _Gate) -> None:
 def _add_pages(app: FastAPI, service: Service, gate: _Gate) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
-        """Whether this router answers, and with which bundle."""
-        return JSONResponse({"status": "ok", "bundle": service.dispatcher.live.version})
+        """Whether this router answers, with which bundle, and whether with its student."""
+        live = service.dispatcher.live
+        return JSONResponse({"status": "ok", "bundle": live.version, "student_up": live.student is not None})
 
     @app.get("/openapi.json", include_in_schema=False)
     async def schema(request: Request) -> Response:

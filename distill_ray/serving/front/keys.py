@@ -84,8 +84,8 @@ def load_keys(config: KeysConfig, default_file: str, host: str, environment: Map
     required = config.required if config.required is not None else bool(keys) or host not in LOOPBACK
     if required and not keys:
         raise ConfigError(
-            f"serve.keys: {host} needs API keys and there are none; make one with `distill-ray keys add OWNER`, set "
-            f"{config.env}, or set `serve.keys.required: false` if anybody who reaches this address may ask"
+            f"serve.keys: {host} needs API keys and there are none; make one with `distill-ray keys add CONFIG OWNER`, "
+            f"set {config.env}, or set `serve.keys.required: false` if anybody who reaches this address may ask"
         )
     return Keys(keys, required=required)
 
@@ -104,6 +104,11 @@ def read_keys(path: Path) -> list[Key]:
     """The keys of a file. Raises ConfigError: it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: no such file, so there are no keys; make one with `distill-ray keys add CONFIG OWNER`, or set "
+            "serve.keys.file"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"serve.keys.file: cannot read {path} ({error})") from error
     keys = []
@@ -136,7 +141,35 @@ def add_key(path: Path, owner: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"owner": owner, "sha256": digest_of(key)}) + "\n")
+            file.write(_line(Key(owner, digest_of(key))))
     except OSError as error:
         raise ConfigError(f"{path}: cannot write ({error.strerror})") from error
     return key
+
+
+def remove_keys(path: Path, owner: str, prefix: str = "") -> int:
+    """Remove the keys of `owner` whose hash begins with `prefix`; returns how many.
+
+    Raises:
+        ConfigError: there is none, or the file cannot be used.
+    """
+    keys = read_keys(path)
+    kept = [key for key in keys if key.owner != owner or not key.digest.startswith(prefix)]
+    if len(kept) == len(keys):
+        there = ", ".join(f"{key.owner} {key.digest[:12]}" for key in keys) or "none"
+        which = f"{owner!r} with a hash that begins with {prefix!r}" if prefix else repr(owner)
+        raise ConfigError(f"{path}: no key of {which}; there are: {there}")
+    scratch = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name}")
+    try:
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(_line(key) for key in kept)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot write ({error.strerror})") from error
+    return len(keys) - len(kept)
+
+
+def _line(key: Key) -> str:
+    return json.dumps({"owner": key.owner, "sha256": key.digest}) + "\n"
