@@ -21,7 +21,7 @@ from distill_ray.serving import app, names, news, preflight
 from distill_ray.serving.names import occupy
 from distill_ray.serving.news import StudentNews, where
 from distill_ray.serving.preflight import bundles_of
-from distill_ray.serving.routing.bundle import StudentSpec
+from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import WordEmbedder, write_small_bundle
 
