@@ -74,6 +74,8 @@ def service(tmp_path: Path, t5_bundle: Path) -> Iterator[Service]:
     scaling = {"target_ongoing": 2, "upscale_delay_s": 1, "downscale_delay_s": 5}
     with serving(tmp_path, config(tmp_path, student=student, scaling=scaling), "--bundle", str(t5_bundle)) as running:
         until(lambda: running.status()["student_up"])
+        said = rb"Ctrl-C ends it\n(.*\n)*student of bundle \w+: loading; .*\n(.*\n)*student .* up after \d+ s"
+        until(lambda: re.search(said, (tmp_path / "serve.log").read_bytes()))
         yield running
 
 
