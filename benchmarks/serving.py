@@ -40,7 +40,7 @@ from distill_ray.models import DEMO_MODEL_PATH
 from distill_ray.pipeline.cluster import connected
 from distill_ray.serving.app import cpus_needed, start, stop
 from distill_ray.serving.front.wire import DONE, event
-from distill_ray.serving.models import DeployedBackend
+from distill_ray.serving.models.deployed import DeployedBackend
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, utc_now, version_of, write_bundle
 from distill_ray.serving.routing.bundles import Bundles

@@ -22,7 +22,7 @@ from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.keeper import Keeper
-from distill_ray.serving.models import application, scaled
+from distill_ray.serving.models.applications import application, scaled
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.replica import Router
 

@@ -1,6 +1,6 @@
 """Who answers OpenAI requests behind the router: one method, whoever it is.
 
-A remote server is here; a model in this cluster is a `models.DeployedBackend`; tests bring their own.
+A remote server is here; a model in this cluster is a `models.deployed`; tests bring their own.
 """
 
 from __future__ import annotations

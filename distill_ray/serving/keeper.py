@@ -28,7 +28,7 @@ from distill_ray.serving.collecting.store import PairStore, make_store
 from distill_ray.serving.collecting.writer import Writer
 from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
-from distill_ray.serving.models import student_application
+from distill_ray.serving.models.applications import student_application
 from distill_ray.serving.names import AppNames, occupy
 from distill_ray.serving.routing.bundles import Bundles
 
@@ -53,9 +53,8 @@ class Keeper:
     """
 
     def __init__(self, config: RunConfig, folder: str, names: AppNames) -> None:
-        self._occupied = occupy(
-            folder
-        )  # here, since nothing else of a service is there exactly once, however it started
+        # Here: nothing else of a service is there exactly once, however it was started.
+        self._occupied = occupy(folder)
         self._run, self._folder, self._names = config, RunFolder(folder), names
         self._bundles = Bundles(Path(folder) / "bundles")
         self._usage = Usage(self._saved_usage())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distill_ray.config import RunConfig
 from distill_ray.serving.front.keys import Keys, load_keys
-from distill_ray.serving.models import require_runnable
+from distill_ray.serving.models.applications import require_runnable
 from distill_ray.serving.routing.bundle import load_bundle
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.embedder import load_embedder

@@ -38,7 +38,7 @@ from distill_ray.serving.front.ingress import build
 from distill_ray.serving.front.keys import load_keys
 from distill_ray.serving.front.limits import Entry, Limits
 from distill_ray.serving.metrics import Metrics, exposition, figures
-from distill_ray.serving.models import DeployedBackend
+from distill_ray.serving.models.deployed import DeployedBackend
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.request import Asked, Live
 from distill_ray.serving.routing.bundle import Bundle, load_bundle

@@ -27,7 +27,8 @@ LAYERS = [
 HEAVY = {
     "ray": {
         "pipeline",
-        *(f"serving/{name}.py" for name in ("app", "calibration/comparing", "keeper", "models", "replica")),
+        *(f"serving/{name}.py" for name in ("app", "calibration/comparing", "keeper", "replica")),
+        *(f"serving/models/{name}.py" for name in ("applications", "deployed", "vllm")),
     },
     "torch": {
         "student",
@@ -39,7 +40,7 @@ HEAVY = {
         "serving/routing/embedder_torch.py",
         "doctor.py",
     },
-    "vllm": {"engines/vllm.py", "demo/check_model.py", "serving/models.py"},
+    "vllm": {"engines/vllm.py", "demo/check_model.py", "serving/models/vllm.py"},
     "deepspeed": {"pipeline/training/train_loop.py", "student/export.py"},
 }
 

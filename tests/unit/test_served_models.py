@@ -16,8 +16,9 @@ from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEn
 from distill_ray.config.engine import Replicas
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.serving import models
-from distill_ray.serving.models import EngineModel, require_runnable, scaled, student_engine
+from distill_ray.serving.models import engine
+from distill_ray.serving.models.applications import require_runnable, scaled, student_engine
+from distill_ray.serving.models.engine import EngineModel
 from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.small_bundle import write_small_bundle
 
@@ -52,7 +53,7 @@ def ask(engine: Any, body: dict[str, Any], folder: Path) -> list[dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _output_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "redirect_output", lambda *_: None)
+    monkeypatch.setattr(engine, "redirect_output", lambda *_: None)
 
 
 # -- which engine ------------------------------------------------------------------------------------------------------

@@ -169,9 +169,14 @@ def parse_request(raw: bytes, kind: type[RequestT], also: Collection[str] = ()) 
     try:
         return kind.model_validate(body), body
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise ApiError(400, f"{where}: {first['msg']}", param=where) from None
+        where, what = wrong_part(error)
+        raise ApiError(400, f"{where or 'body'}: {what}", param=where or "body") from None
+
+
+def wrong_part(error: ValidationError) -> tuple[str, str]:
+    """Where the first thing that is wrong is (dotted; "" for the whole), and what it is; never the value."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
 def _shown(name: str) -> str:

@@ -1,0 +1,109 @@
+"""What of a config and a bundle becomes a Serve application, and how it grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from distill_ray.config import HfEngineConfig, OpenAIEngineConfig, RunConfig, VllmEngineConfig
+from distill_ray.config.engine import BaseEngineConfig, Replicas
+from distill_ray.config.serve import ScalingConfig
+from distill_ray.errors import ConfigError
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.models.engine import EngineModel
+from distill_ray.serving.models.vllm import VllmModel
+from distill_ray.serving.names import AppNames
+from distill_ray.serving.routing.bundle import read_manifest
+
+
+def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling: ScalingConfig) -> serve.Application:
+    """The Serve application of a model.
+
+    Args:
+        config: the engine.
+        role: "teacher" or "student-VERSION"; names its log.
+        folder: the service's, for logs.
+        scaling: when replicas are added.
+    """
+    options: dict[str, Any] = {
+        "name": role,
+        "max_ongoing_requests": max(256, 2 * scaling.target_ongoing),  # the rest waits in the router
+        "graceful_shutdown_timeout_s": 5.0,
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 60.0,  # an engine that computes is not dead
+        **scaled(config.replicas, scaling),
+    }
+    actor: dict[str, Any] = {"num_cpus": config.cpus}
+    if config.num_gpus == 1 and not isinstance(config, VllmEngineConfig):
+        actor["num_gpus"] = 1
+    if isinstance(config, VllmEngineConfig):
+        bundles: list[dict[str, float]] = [{"CPU": config.cpus}, *({} for _ in range(config.num_gpus - 1))]
+        options["placement_group_bundles"] = [b | ({"GPU": 1} if config.num_gpus else {}) for b in bundles]
+        options["placement_group_strategy"] = "PACK"
+    model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
+    deployment: Any = serve.deployment(model, ray_actor_options=actor, **options)
+    return deployment.bind(config, role, folder)
+
+
+def scaled(replicas: Replicas, scaling: ScalingConfig) -> dict[str, Any]:
+    """Options of a deployment. Ray's own defaults never add a replica to a model (ray-project/ray#59681)."""
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.min}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": scaling.target_ongoing,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+        }
+    }
+
+
+def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
+    """What runs the student of the bundle in `folder`, in this cluster.
+
+    Raises:
+        BundleError: it cannot be read.
+        ConfigError: that engine cannot run this student.
+    """
+    spec = read_manifest(folder).student
+    engine = config.serve.student
+    if engine is None:
+        engine = HfEngineConfig() if spec.is_encoder_decoder else VllmEngineConfig(gpus=config.teacher.num_gpus and 1)
+    if spec.is_encoder_decoder and isinstance(engine, VllmEngineConfig):
+        raise ConfigError("serve.student: vLLM runs no encoder-decoder models, and this student is one; take type hf")
+    if not isinstance(engine, VllmEngineConfig | HfEngineConfig):
+        return engine
+    student = str(folder / "student")
+    values: dict[str, Any] = {
+        "model": spec.base if spec.kind == "adapter" else student,
+        "adapter": student if spec.kind == "adapter" else None,
+        "revision": spec.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "chat_template": str(folder / spec.chat_template) if spec.chat_template else None,
+        "chat_template_kwargs": spec.chat_template_kwargs,
+        "sampling": spec.sampling,
+        "gpus": engine.num_gpus,
+    }
+    if isinstance(engine, VllmEngineConfig):
+        values["engine_kwargs"] = {**config.student.engine_kwargs, **engine.engine_kwargs}
+    return engine.model_copy(update=values)
+
+
+def require_runnable(config: RunConfig, folder: Path) -> None:
+    """Raises ConfigError: what the config says cannot run the student of the bundle in `folder`, or not so."""
+    engine = student_engine(config, folder)
+    if config.serve.cascade is not None and not isinstance(engine, VllmEngineConfig | OpenAIEngineConfig):
+        raise ConfigError(
+            f"serve.cascade: it looks at the log-probabilities of the student's tokens, and the `{engine.type}` engine "
+            "serves none; leave serve.cascade out"
+        )
+
+
+def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application:
+    """The student of the bundle in `folder`. Raises as `student_engine`."""
+    version = read_manifest(folder).version
+    return application(student_engine(config, folder), names.student(version), logs, config.serve.scaling)
