@@ -228,13 +228,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=60, help="per round and way, at one client")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="of the embedder")
+    parser.add_argument("--threads", type=int, default=EmbedderConfig().threads, help="of the embedder")
     parser.add_argument("--only", choices=["overhead", "saturation"])
     arguments = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    embedder = EmbedderConfig(precision=arguments.precision)
+    embedder = EmbedderConfig(precision=arguments.precision, threads=arguments.threads)
     texts = [row["text"] for row in language_rows(NUM_INDEXED)]
     asked = [row["text"] for row in language_rows(200, held_out=True)]
-    result: dict[str, Any] = {"precision": arguments.precision}
+    result: dict[str, Any] = {"precision": arguments.precision, "threads": arguments.threads}
     students: dict[str, dict[str, Any]] = {
         "overhead": {"type": "vllm", "gpus": 0, "cpus": 0.5, "engine_kwargs": {"max_model_len": 512}},
         "saturation": {"type": "fake", "cpus": 0.1},
