@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from distill_ray.serving.front.keys import add_key, digest_of, load_keys, read_k
 from distill_ray.serving.front.limits import Limits, Usage
 from distill_ray.serving.latch import Latch
 from distill_ray.serving.metrics import Metrics, add_up, exposition, figures
-from tests.unit.scripted_backend import whole
+from tests.unit.scripted_backend import chunks, make_rig, text_of, whole
 from tests.unit.scripted_server import Reply, ScriptedServer, error
+from tests.unit.small_bundle import REQUESTS
 
 
 class Clock:
@@ -353,3 +355,22 @@ def test_calibration_has_bounds(key: str, value: int) -> None:
     raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
     with pytest.raises(ConfigError, match=rf"calibrate\.{key}: .*\(got {value}\)"):
         parse_config({**raw, "calibrate": {key: value}})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_student_may_be_a_server_somewhere_else(tmp_path: Path, stream: bool) -> None:
+    def chat(sent: dict[str, Any]) -> Reply:
+        if not sent.get("stream"):
+            return Reply(body=whole("one two"))
+        events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks("one ", "two")]
+        return Reply(body="".join(events) + "data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+
+    async def run(server: ScriptedServer) -> tuple[Any, list[dict[str, Any]]]:
+        rig = make_rig(tmp_path)
+        rig.dispatcher.swap(dataclasses.replace(rig.dispatcher.live, student=remote(server)))
+        return await rig.ask(REQUESTS[0], stream=stream)
+
+    with ScriptedServer(chat=chat) as server:
+        decision, pieces = asyncio.run(run(server))
+        assert (decision.route, text_of(pieces)) == ("student", "one two")
+        assert server.chats[0]["messages"] == [{"role": "user", "content": REQUESTS[0]}]
