@@ -157,6 +157,7 @@ def paper_loss(config: RunConfig, found: list[dict[str, Any]], alpha: float) -> 
     return alpha * means["label"] + (1 - alpha) * means["rationale"]
 
 
+@pytest.mark.slow
 def test_soft_targets_are_captured_scored_and_trained_on(tmp_path: Path) -> None:
     config = config_of(
         tmp_path,

@@ -70,6 +70,7 @@ class WritingServer(CountingServer):
         return self.completion("\n".join(f"{i}. What is {mark}?" for i, mark in enumerate(marks, start=1)))
 
 
+@pytest.mark.slow
 def test_a_kill_costs_what_was_in_flight_and_the_queries_are_the_same_as_without_it(tmp_path: Path) -> None:
     server = WritingServer(latency_s=0.1)
     config = {
