@@ -20,6 +20,7 @@ LAYERS = [
     {"rewards"},
     {"pipeline"},
     {"serving"},
+    {"flywheel"},
     {"cli"},
     {"__main__"},
 ]

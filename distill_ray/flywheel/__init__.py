@@ -1,0 +1,1 @@
+"""From collected pairs to a promoted student, in steps that each leave a file."""
