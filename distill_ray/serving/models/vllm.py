@@ -40,6 +40,7 @@ class VllmModel:
         """See the module docstring."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.exceptions import VLLMClientError
 
         kind = ChatCompletionRequest if method == "chat" else CompletionRequest
         ask = self._server.chat if method == "chat" else self._server.completions
@@ -49,7 +50,7 @@ class VllmModel:
                 for item in batch if isinstance(batch, list) else [batch]:
                     for data in _pieces(item):
                         yield data
-        except (ValueError, TypeError, NotImplementedError) as error:  # what vLLM and pydantic say of a wrong request
+        except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:  # of a wrong request
             yield json.dumps({**ApiError(400, _reason(error)).body, "status": 400})
 
     async def ping(self) -> None:
