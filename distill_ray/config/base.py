@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import regex
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
@@ -54,3 +55,17 @@ def _from_folder(path: str, info: ValidationInfo) -> str:
 
 FilePath = Annotated[str, AfterValidator(_from_folder)]
 """A file or URL; a relative path starts at the config file's folder and comes back absolute."""
+
+
+def _is_server_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    if urlsplit(url).username is not None or urlsplit(url).query:
+        raise ValueError(
+            "has a user name or a query in it; put the key in the environment variable that api_key_env names"
+        )
+    return url.rstrip("/")
+
+
+ServerUrl = Annotated[str, AfterValidator(_is_server_url)]
+"""Address of an OpenAI-compatible API, up to and including /v1. It may be shown and stored: no key is in it."""

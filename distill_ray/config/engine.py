@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config, FilePath
+from distill_ray.config.base import Config, FilePath, ServerUrl
 from distill_ray.plugins import Group, Variants
 
 DEMO_MODEL = "demo"
@@ -211,7 +211,7 @@ class OpenAIEngineConfig(BaseEngineConfig):
     model: str  # type: ignore[misc]  (without the default that local engines have: nobody serves `demo`)
     """Its name at that server."""
 
-    base_url: str = "https://api.openai.com/v1"
+    base_url: ServerUrl = "https://api.openai.com/v1"
     """Up to and including /v1."""
 
     api_key_env: str | None = "OPENAI_API_KEY"
@@ -234,17 +234,6 @@ class OpenAIEngineConfig(BaseEngineConfig):
                 "at most; lower it"
             )
         return self
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_a_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        if urlsplit(value).username is not None or urlsplit(value).query:
-            raise ValueError(
-                "has a user name or a query in it; put the key in the environment variable that api_key_env names"
-            )
-        return value.rstrip("/")
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from distill_ray.config.base import Config
 from distill_ray.config.data import DataConfig, SynthesizeDataConfig
 from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineConfig, OpenAIEngineConfig
 from distill_ray.config.evaluate import EvaluateConfig
+from distill_ray.config.flywheel import FlywheelConfig
 from distill_ray.config.generate import GenerateConfig
 from distill_ray.config.recipe import (
     ContextRecipeConfig,
@@ -63,6 +64,9 @@ class RunConfig(Config):
 
     serve: ServeConfig = ServeConfig()
     """The endpoint in front of student and teacher."""
+
+    flywheel: FlywheelConfig = FlywheelConfig()
+    """From collected pairs to the next student."""
 
     @model_validator(mode="after")
     def _engine_can_do_what_is_asked(self) -> RunConfig:
@@ -212,6 +216,9 @@ def _set_default_types(raw: dict[str, Any]) -> None:
     train = raw.get("train")
     if isinstance(train, dict) and isinstance(train.get("loss"), dict):
         train["loss"].setdefault("type", "cross_entropy")
+    flywheel = raw.get("flywheel")
+    if isinstance(flywheel, dict) and isinstance(flywheel.get("trainer"), dict):
+        flywheel["trainer"].setdefault("type", "ray")
 
 
 def _copy(value: Any) -> Any:
@@ -296,7 +303,15 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    unions = {"data", "recipe", "reward", "teacher", "engine", "loss"}  # behind their name pydantic puts the variant's
+    unions = {
+        "data",
+        "recipe",
+        "reward",
+        "teacher",
+        "engine",
+        "loss",
+        "trainer",
+    }  # behind their name pydantic puts the variant's
     before = ["", *map(str, detail["loc"])]
     if before[1:3] == ["serve", "student"] or before[1:3] == ["calibrate", "judge"]:
         del before[3:4]  # engines too, and the `student` of the top level is none

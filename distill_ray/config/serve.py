@@ -80,10 +80,23 @@ class FingerprintConfig(Config):
 
 
 class CascadeConfig(Config):
-    """A second look at a student's answer that was not streamed."""
+    """The teacher instead of a student that is unsure of an answer that was not streamed."""
 
     min_mean_logprob: Annotated[float, Field(le=0.0)] = -0.5
     """Nats per token: an answer of which the student is less sure on average is replaced by the teacher's."""
+
+
+class DriftConfig(Config):
+    """Some of what the student answered is answered by the teacher too, later and unseen, and compared."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Of the student's answers."""
+
+    max_tokens_per_day: Annotated[int, Field(ge=0)] = 200_000
+    """Prompt and completion tokens of the teacher spent on that, by all routers together; UTC days."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """With which the error budget is broken before the threshold rises, or the bundle is gone back from."""
 
 
 class RouterConfig(Config):
@@ -256,7 +269,10 @@ class ServeConfig(Config):
     else beside it: the teacher answers."""
 
     cascade: CascadeConfig | None = None
-    """A second look at the student's answers."""
+    """The teacher instead of a student that is unsure."""
+
+    drift: DriftConfig | None = DriftConfig()
+    """Whether the student is still as good as it was measured to be; null does not look."""
 
     degraded: Literal["off", "student"] = "off"
     """student: while the teacher is down the student answers everything that it can."""

@@ -41,6 +41,10 @@ class StudentConfig(Config):
     lora: LoraConfig | None = None
     """Adapters; without it all weights are trained."""
 
+    adapter: FilePath | None = None
+    """A folder of trained adapters (safetensors) to go on from. With `lora` they are trained on, else they are merged
+    into the weights before all of them are trained."""
+
     trust_remote_code: bool = False
     """Runs code that ships with the model. Leave it off unless you have read that code."""
 

@@ -90,7 +90,7 @@ class OpenAIEngine(Engine):
             return
         from openai import AsyncOpenAI
 
-        key = _read_key(self.config.api_key_env)
+        key = read_key(self.config.api_key_env)
         self._errors = ErrorTranslator(self.config, key)
         self._client = AsyncOpenAI(
             api_key=key or "none",  # the client insists on one
@@ -284,18 +284,27 @@ class OpenAIEngine(Engine):
         )
 
 
-def _read_key(name: str | None) -> str:
+def read_key(name: str | None, where: str = "api_key_env") -> str:
+    """The key in an environment variable; empty where none is named.
+
+    Args:
+        name: of the variable.
+        where: the dotted config key that names it.
+
+    Raises:
+        ConfigError: it is not set, or holds no key.
+    """
     if name is None:
         return ""
     key = os.environ.get(name, "").strip()
     if not key:
         raise ConfigError(
-            f"api_key_env: the environment variable {name} is not set; run `export {name}=...`, "
+            f"{where}: the environment variable {name} is not set; run `export {name}=...`, "
             "or give `api_key_env: null` for a server that asks for no key"
         )
     # The HTTP library would put such a header into its error message.
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"api_key_env: the value of {name} holds characters that no key has; set it again")
+        raise ConfigError(f"{where}: the value of {name} holds characters that no key has; set it again")
     return key
 
 

@@ -21,7 +21,7 @@ _TOO_LONG = re.compile(
     r"|(?:input|prompt).{0,40}exceeds.{0,40}(?:maximum|limit|context)",
     re.IGNORECASE | re.DOTALL,
 )
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
+TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 
 
 class WrongMaxTokensName(EngineError):
@@ -56,12 +56,12 @@ class ErrorTranslator:
     def translate_status(self, status: int, body: object, headers: Mapping[str, str] | None) -> EngineError:
         """One of our errors for a status and an error body: by status and code, by text where that is all."""
         model, env = self._config.model, self._config.api_key_env
-        fields = _error_fields(body)
+        fields = error_fields(body)
         said = self.masked(fields["message"])
         where = f"{self._config.base_url}: {status} {said}".rstrip()
         if status == 402 or fields["code"] == "insufficient_quota":
             return EngineUnavailable(f"{where}; the account behind {env} has no quota left")
-        if status in _TRANSIENT_STATUS or status >= 500:
+        if status in TRANSIENT_STATUS or status >= 500:
             return TransientEngineError(where, retry_after_s(headers or {}))
         if status in (401, 403):
             key = f"the key in the environment variable {env} is wrong" if env else "it wants a key: set api_key_env"
@@ -93,7 +93,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _error_fields(body: object) -> dict[str, str]:
+def error_fields(body: object) -> dict[str, str]:
     """`message`, `code`, `type`, `param` of an error body, whatever its shape; empty where missing."""
     fields = body.get("error", body) if isinstance(body, Mapping) else body
     if not isinstance(fields, Mapping):

@@ -1,6 +1,7 @@
 """Which collected pairs a student may learn from: rules, masks, duplicates, quotas. Every pair is kept or has a reason.
 
-    pairs -> length and patterns -> masks -> exact duplicates -> near-duplicate clusters -> owners -> kept | dropped
+    pairs -> text? -> age, teacher, length, patterns -> masks -> exact duplicates -> near-duplicate clusters -> owners
+        -> kept | dropped
 
 Where several may stay, the newest do: an answer of last week is worth more than one of last year. What comes out does
 not depend on the order of what goes in.
@@ -24,6 +25,9 @@ from distill_ray.errors import RowError
 from distill_ray.recipes.patterns import any_matches
 from distill_ray.serving.calibration.fitting import near_duplicate_groups
 from distill_ray.serving.collecting.pairs import Pair
+from distill_ray.serving.collecting.pairs_export import text_turns
+
+NS_PER_DAY = 86_400 * 10**9
 
 # What looks like one of these, in any script. They err to the careful side: a long number may be masked too.
 _MASKS = {
@@ -43,12 +47,17 @@ class Dropped(StrEnum):
     """Why a pair is not learnt from. A closed set: reports and tests rely on the codes."""
 
     NO_ANSWER = "no_answer"
+    TOOLS = "tools"
+    NOT_TEXT = "not_text"
+    TOO_OLD = "too_old"
+    OTHER_TEACHER = "other_teacher"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     PATTERN = "pattern"
     DUPLICATE = "duplicate"
     CLUSTER_QUOTA = "cluster_quota"
     OWNER_QUOTA = "owner_quota"
+    NEAR_EVALUATION = "near_evaluation"
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,15 @@ def clean(pairs: Iterable[Pair], rules: CleanConfig) -> Cleaned:
     dropped: list[tuple[str, Dropped]] = []
     masked: Counter[str] = Counter()
     kept: list[Pair] = []
-    for pair in sorted(pairs, key=_newest_first):
-        reason = _against_the_rules(pair, rules)
+    newest_first = sorted(pairs, key=_newest_first)
+    newest = newest_first[0] if newest_first else None
+    for pair in newest_first:
+        assert newest is not None
+        reason = _of_its_kind(pair) or _of_its_time(pair, newest, rules) or _against_the_rules(pair, rules)
         if reason is not None:
             dropped.append((pair.pair_id, reason))
         else:
-            kept.append(_masked(pair, rules.mask, masked))
+            kept.append(masked_pair(pair, rules.mask, masked))
     kept = _most(kept, [asked(pair) + pair.fingerprint for pair in kept], 1, Dropped.DUPLICATE, dropped)
     kept = _most(kept, _clusters(kept), rules.per_cluster, Dropped.CLUSTER_QUOTA, dropped)
     kept = _without_a_master(kept, rules.owner_share, dropped)
@@ -103,9 +115,23 @@ def _newest_first(pair: Pair) -> tuple[int, str]:
     return -pair.created, pair.pair_id
 
 
-def _against_the_rules(pair: Pair, rules: CleanConfig) -> Dropped | None:
+def _of_its_kind(pair: Pair) -> Dropped | None:
+    """A student of text learns text from text."""
+    if pair.tool_calls or json.loads(pair.request).get("tools"):
+        return Dropped.TOOLS
     if not pair.completion.strip():
-        return Dropped.NO_ANSWER  # only calls of tools: a student of text learns nothing from them
+        return Dropped.NO_ANSWER
+    return Dropped.NOT_TEXT if text_turns(json.loads(pair.messages)) is None or not asked(pair).strip() else None
+
+
+def _of_its_time(pair: Pair, newest: Pair, rules: CleanConfig) -> Dropped | None:
+    """Age is counted from the newest pair, not from a clock that may be wrong."""
+    if rules.max_age_days is not None and newest.created - pair.created > rules.max_age_days * NS_PER_DAY:
+        return Dropped.TOO_OLD
+    return Dropped.OTHER_TEACHER if rules.same_teacher and pair.teacher != newest.teacher else None
+
+
+def _against_the_rules(pair: Pair, rules: CleanConfig) -> Dropped | None:
     length = len(asked(pair)) + len(pair.completion)
     if len(pair.completion.strip()) < rules.min_chars:
         return Dropped.TOO_SHORT
@@ -118,7 +144,9 @@ def _against_the_rules(pair: Pair, rules: CleanConfig) -> Dropped | None:
     return Dropped.PATTERN if found else None
 
 
-def _masked(pair: Pair, kinds: Sequence[str], counts: Counter[str]) -> Pair:
+def masked_pair(pair: Pair, kinds: Sequence[str], counts: Counter[str]) -> Pair:
+    """The pair with what looks like an address, a number or a key replaced. Adds to `counts`."""
+
     def mask(text: str) -> str:
         for kind in kinds:
             text, number = _MASKS[kind].subn(f"<{kind}>", text)

@@ -183,7 +183,9 @@ def has_only_a_label(config: RunConfig, row: Row) -> bool:
 
 def _adapter(config: RunConfig, student: RunFolder | None) -> str | None:
     """Folder of the trained adapters, where they are not merged into the weights."""
-    if student is None or config.student.lora is None or config.student.lora.merge:
+    if student is None:
+        return config.student.adapter
+    if config.student.lora is None or config.student.lora.merge:
         return None
     return student.url("student")
 

@@ -20,9 +20,10 @@ from ray.serve.api import RunTarget
 
 from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.cluster import require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.keeper import Keeper
-from distill_ray.serving.models.applications import application, scaled
+from distill_ray.serving.models.applications import application, scaled, why_failed
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.replica import Router
 
@@ -61,14 +62,30 @@ def teacher_application(config: RunConfig, folder: str) -> serve.Application | N
 
 
 def cpus_needed(config: RunConfig) -> float:
-    """What all parts reserve, two students included: one follows the other."""
+    """What all parts reserve, three students included: the current one, the one before it, and a candidate."""
     serve_config = config.serve
     teacher = serve_config.teacher or config.teacher
     engines = 0.0 if isinstance(teacher, OpenAIEngineConfig) else teacher.cpus * teacher.replicas.min
     student = serve_config.student
     if not isinstance(student, OpenAIEngineConfig):
-        engines += 2 * (student.cpus * student.replicas.min if student is not None else 1.0)
+        engines += 3 * (student.cpus * student.replicas.min if student is not None else 1.0)
     return engines + serve_config.router.cpus * serve_config.router.replicas.min + KEEPER_CPUS
+
+
+def require_gpus(config: RunConfig) -> None:
+    """Say at once what Ray would wait for without a word. Connected to Ray.
+
+    Raises:
+        ConfigError: this machine has not the GPUs that teacher or student ask for.
+    """
+    serve_config = config.serve
+    teacher = (
+        ("serve.teacher", serve_config.teacher) if serve_config.teacher is not None else ("teacher", config.teacher)
+    )
+    for key, engine in (teacher, ("serve.student", serve_config.student)):
+        if engine is not None and not isinstance(engine, OpenAIEngineConfig):
+            each = {"GPU": (f"{key}.gpus", float(engine.num_gpus))}
+            require_resources(f"{key}.replicas", engine.replicas.min, each)
 
 
 def require_port(host: str, port: int) -> None:
@@ -120,12 +137,7 @@ def why_not_up(error: RuntimeError) -> str:
         applications = serve.status().applications
     except Exception:  # Serve itself is down
         return str(error).splitlines()[0]
-    for found in applications.values():
-        for name, deployment in found.deployments.items():
-            if "FAILED" in deployment.status or "UNHEALTHY" in deployment.status:
-                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-                return f"{name}: {lines[-1] if lines else deployment.status}"
-    return str(error).splitlines()[0]
+    return next(filter(None, map(why_failed, applications.values())), str(error).splitlines()[0])
 
 
 # -- for `serve deploy` ------------------------------------------------------------------------------------------------

@@ -14,14 +14,17 @@ from typing import Any, Literal
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from distill_ray.config import OpenAIEngineConfig
+from distill_ray.config import OpenAIEngineConfig, RunConfig
 from distill_ray.errors import ApiError
 from distill_ray.serving.front.wire import error_of
+from distill_ray.serving.routing.manifest import StudentSpec
 
 Method = Literal["chat", "completions"]
 
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
 LONGEST_RETRY_S = 3600.0  # of what a server says in Retry-After
+# Of a server somewhere else: its key is wrong, or its model gone. That is not about the request, nor for its sender.
+SHUT = frozenset({401, 403, 404})
 UP_S = 2.0  # for a look whether somebody is there
 
 
@@ -63,6 +66,7 @@ class RemoteBackend(Backend):
         self.name = f"openai:{config.model}"
         self._config = config
         key = os.environ.get(config.api_key_env or "")
+        self._lacks_key = config.api_key_env is not None and not key
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(config.timeout_s, connect=10.0),
@@ -103,16 +107,31 @@ class RemoteBackend(Backend):
             raise ApiError(502, f"{self.name} ended its answer without saying so", "server_error")
 
     async def is_up(self) -> bool:
-        """Whether the server answers at all."""
+        """Whether the server answers at all, and lets us in."""
+        if self._lacks_key:
+            return False
         try:
             response = await self._client.get(self._config.base_url + "/models", timeout=UP_S)
         except httpx.HTTPError:
             return False
-        return response.status_code < 500
+        return response.status_code < 500 and response.status_code != 401
 
     async def close(self) -> None:
         """Close its connections."""
         await self._client.aclose()
+
+
+def student_server(config: RunConfig, spec: StudentSpec) -> OpenAIEngineConfig | None:
+    """The server that has a student; None: it runs in this cluster.
+
+    Where a remote student is, its bundle says; the rest (limits, time-out) is `serve.student`'s, if that is one too.
+    """
+    engine = config.serve.student
+    known = engine if isinstance(engine, OpenAIEngineConfig) else None
+    if spec.kind != "remote":
+        return known
+    there = {"model": spec.base, "base_url": spec.base_url, "api_key_env": spec.api_key_env}
+    return known.model_copy(update=there) if known is not None else OpenAIEngineConfig.model_validate(there)
 
 
 class _Said(BaseModel):

@@ -8,10 +8,29 @@ from typing import Any
 from distill_ray.config import ParseConfig, SamplingConfig
 from distill_ray.errors import RowError
 from distill_ray.recipes.parse import parse_answer
+from distill_ray.serving.request import Asked
+from distill_ray.serving.routing.conversation import with_context
 
 # Servers add more, the tokens of the prompt among it: the context is not the client's to see.
 _SHOWN = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"})
 _SHOWN_OF_CHOICE = frozenset({"index", "message", "delta", "text", "logprobs", "finish_reason"})
+
+
+def teachers_body(asked: Asked, *, whole: bool = False) -> dict[str, Any]:
+    """What the teacher is sent; `whole`: never as a stream."""
+    call, live = asked.call, asked.live
+    body = with_defaults(call.body, live.teacher_sampling)
+    if call.method == "chat":
+        body["messages"] = with_context(asked.messages, live.context)
+    return body | {"stream": False, "stream_options": None} if whole else body
+
+
+def students_body(asked: Asked, *, whole: bool = False) -> dict[str, Any]:
+    """What the bundle's student is sent; `whole`: never as a stream."""
+    assert asked.live.bundle is not None
+    spec = asked.live.bundle.manifest.student
+    body = with_defaults(asked.call.body, spec.sampling) | {"messages": spec.form.messages(asked.messages)}
+    return body | {"stream": False, "stream_options": None} if whole else body
 
 
 def with_defaults(body: Mapping[str, Any], sampling: SamplingConfig | None) -> dict[str, Any]:

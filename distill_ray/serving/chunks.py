@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from distill_ray.errors import ApiError
 
 T = TypeVar("T")
 
@@ -80,6 +83,19 @@ async def begin(pieces: AsyncGenerator[dict[str, Any], None], timeout_s: float) 
         await pieces.aclose()
         raise
     return Started(first, pieces)
+
+
+async def whole(pieces: AsyncGenerator[dict[str, Any], None], timeout_s: float) -> dict[str, Any]:
+    """The one piece of an answer that is not streamed.
+
+    Raises:
+        TimeoutError: it did not come.
+        ApiError: of whoever answers, or there was none.
+    """
+    async with asyncio.timeout(timeout_s), aclosing(pieces):
+        async for piece in pieces:
+            return piece
+    raise ApiError(502, "nothing was said", "server_error")
 
 
 async def unless(event: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T | None:

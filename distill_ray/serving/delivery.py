@@ -16,10 +16,12 @@ from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.latch import Latch
 from distill_ray.serving.metrics import Metrics
 from distill_ray.serving.request import Asked, Live
+from distill_ray.serving.routing.router import Decision
 
 CHARS_PER_TOKEN = 4  # where nobody counted them
 
 Keep = Callable[[Asked, Answer], Awaitable[None]]  # keeps a teacher's answer; never raises
+Done = Callable[[Asked, Decision, Answer], None]  # is told of a whole answer; never raises, and takes no time
 
 
 class Delivery:
@@ -29,6 +31,7 @@ class Delivery:
         config: `serve:`.
         embed: finds the vector of a request, where it can.
         keep: is given each whole answer of the teacher before its response ends.
+        done: is told of each whole answer to a chat behind its last piece, but of a teacher's that may not be kept.
         latch: remembers the conversations that the teacher answered.
         limits: per owner.
         metrics: this router's.
@@ -40,17 +43,18 @@ class Delivery:
         *,
         embed: Callable[[Asked], Awaitable[None]],
         keep: Keep,
+        done: Done,
         latch: Latch,
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self._config, self._embed, self._keep = config, embed, keep
+        self._config, self._embed, self._keep, self._done = config, embed, keep, done
         self._latch, self._limits, self._metrics = latch, limits, metrics
 
     async def deliver(
         self,
         asked: Asked,
-        route: str,
+        decision: Decision,
         pieces: AsyncGenerator[dict[str, Any], None],
         answer: Answer | None = None,
         *,
@@ -60,7 +64,7 @@ class Delivery:
 
         Args:
             asked: the request.
-            route: who answers.
+            decision: who answers.
             pieces: what they say.
             answer: where it is known whole already, in other pieces than the client gets.
             may_keep: False for a teacher's answer that nothing can be learnt from.
@@ -68,7 +72,7 @@ class Delivery:
         Raises:
             ApiError: whoever answers breaks off.
         """
-        call, said, num_pieces, is_over = asked.call, StreamedAnswer(), 0, False
+        call, route, said, num_pieces, is_over = asked.call, decision.route, StreamedAnswer(), 0, False
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
@@ -76,7 +80,8 @@ class Delivery:
                     if call.streams:
                         said.add(piece)
                     else:
-                        await self._finish(asked, route, answer or whole_answer(piece), may_keep)
+                        answer = answer or whole_answer(piece)
+                        await self._finish(asked, route, answer, may_keep)
                     is_over = is_over or not call.streams
                     shown = for_client(piece, call.body, shows_route=self._config.headers)
                     if shown is not None:
@@ -93,7 +98,10 @@ class Delivery:
             if not is_over and route == "teacher":  # leaving early is no way round the day's tokens
                 self._limits.spent(call.owner, num_pieces + len(asked.key.text) // CHARS_PER_TOKEN)
         if call.streams:
-            await self._finish(asked, route, answer or said.answer, may_keep)
+            answer = answer or said.answer
+            await self._finish(asked, route, answer, may_keep)
+        if call.method == "chat" and answer is not None and may_keep:
+            self._done(asked, decision, answer)
 
     async def _finish(self, asked: Asked, route: str, answer: Answer, may_keep: bool) -> None:
         call, metrics = asked.call, self._metrics

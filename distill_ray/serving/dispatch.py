@@ -18,17 +18,16 @@ from typing import Any
 
 from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError, EmbedderError, TextTooLong
-from distill_ray.serving.backends import Backend
-from distill_ray.serving.bodies import mean_logprob, parse_response, with_defaults
+from distill_ray.serving.backends import SHUT, Backend
+from distill_ray.serving.bodies import mean_logprob, parse_response, students_body, teachers_body
 from distill_ray.serving.breaker import Breaker
 from distill_ray.serving.chunks import Started, as_chunks, begin, in_turn, unless
 from distill_ray.serving.collecting.answer import Answer, whole_answer
-from distill_ray.serving.delivery import Delivery, Keep
+from distill_ray.serving.delivery import Delivery, Done, Keep
 from distill_ray.serving.front.limits import Limits
 from distill_ray.serving.latch import Latch
 from distill_ray.serving.metrics import Metrics
-from distill_ray.serving.request import Asked, Call, Live
-from distill_ray.serving.routing.conversation import RequestKey, request_key, strip_context, with_context
+from distill_ray.serving.request import Asked, Call, Live, asked_of
 from distill_ray.serving.routing.router import Decision, Reason, decide, screen
 
 _LOG = logging.getLogger("distill_ray.serving")
@@ -53,6 +52,7 @@ class Dispatcher:
         teacher: answers what the student does not.
         live: the bundle in service; `swap` changes it.
         keep: is given each whole answer of the teacher before its response ends.
+        done: is told of each chat request when its client has had the whole answer.
         note: is told of each request, for the status page.
         limits: per owner.
         metrics: this router's.
@@ -65,6 +65,7 @@ class Dispatcher:
         live: Live,
         *,
         keep: Keep,
+        done: Done,
         note: Callable[[dict[str, Any]], None],
         limits: Limits,
         metrics: Metrics,
@@ -73,7 +74,7 @@ class Dispatcher:
         self._limits, self._metrics = limits, metrics
         self._latch = Latch(config.router.latch)
         self._delivery = Delivery(
-            config, embed=self._embed, keep=keep, latch=self._latch, limits=limits, metrics=metrics
+            config, embed=self._embed, keep=keep, done=done, latch=self._latch, limits=limits, metrics=metrics
         )
         self._breaker = Breaker()
         self.live = live
@@ -81,6 +82,10 @@ class Dispatcher:
     def swap(self, live: Live) -> None:
         """Requests from now on meet another bundle; those on their way stay with theirs."""
         self.live, self._breaker = live, Breaker()
+
+    def set_floor(self, floor: float) -> None:
+        """Requests from now on meet another threshold, and the same bundle and student."""
+        self.live = dataclasses.replace(self.live, floor=floor)
 
     async def look(self) -> None:
         """Look whether the student is there; called every second or so. Else the first to ask a dead one would wait."""
@@ -97,7 +102,7 @@ class Dispatcher:
         Raises:
             ApiError: nobody can answer it.
         """
-        asked = self._asked(call)
+        asked = asked_of(call, self.live)  # once: see `Live`
         decision = await self._decide(asked)
         if decision.score is not None:
             self._metrics.score.observe(decision.score)
@@ -113,7 +118,7 @@ class Dispatcher:
 
     async def explain(self, call: Call) -> dict[str, Any]:
         """Which way a request would go, and why; nobody is asked."""
-        asked = self._asked(call)
+        asked = asked_of(call, self.live)
         decision = await self._decide(asked)
         bundle = asked.live.bundle
         nearest = [
@@ -126,17 +131,10 @@ class Dispatcher:
             "reason": decision.reason,
             "similarity": decision.similarity,
             "score": decision.score,
-            "threshold": bundle.manifest.threshold if bundle is not None else None,
+            "threshold": asked.live.threshold,
             "bundle": asked.live.version,
             "nearest": nearest,
         }
-
-    def _asked(self, call: Call) -> Asked:
-        live = self.live  # once: see `Live`
-        if call.method != "chat":
-            return Asked(call, live, [], RequestKey("", "", "not_text"))
-        messages, _ = strip_context(call.body["messages"], live.context)
-        return Asked(call, live, messages, request_key({**call.body, "messages": messages}, live.ignore))
 
     async def _decide(self, asked: Asked) -> Decision:
         call, live = asked.call, asked.live
@@ -170,7 +168,7 @@ class Dispatcher:
             await self._embed(asked)
         except TextTooLong:
             return Decision("teacher", Reason.TOO_LONG)
-        return decide(live.bundle, asked.key, asked.vector, self._config.guard)
+        return decide(live.bundle, asked.key, asked.vector, self._config.guard, live.floor)
 
     async def _embed(self, asked: Asked) -> None:
         if asked.vector is not None or asked.live.embedder is None or not asked.key.text:
@@ -189,9 +187,7 @@ class Dispatcher:
         """Raises _Fallback: it said nothing, or nothing to rely on."""
         live, call = asked.live, asked.call
         assert live.student is not None
-        assert live.bundle is not None
-        spec = live.bundle.manifest.student
-        body = with_defaults(call.body, spec.sampling) | {"messages": spec.form.messages(asked.messages)}
+        body = students_body(asked)
         cascade = self._config.cascade if not call.streams and decision.reason is not Reason.FORCED else None
         if cascade is not None:
             body["logprobs"] = True
@@ -213,6 +209,12 @@ class Dispatcher:
             breaker.failed()
             raise _Fallback(Reason.STUDENT_TIMEOUT, ApiError(504, "the student is too slow", "server_error")) from None
         except ApiError as error:
+            if error.status in SHUT:
+                breaker.failed()
+                shut = ApiError(
+                    503, "the student does not let this service in; its operator has to look", "server_error"
+                )
+                raise _Fallback(Reason.STUDENT_UNAVAILABLE, shut) from None
             if error.status < 500:
                 raise _Fallback(Reason.STUDENT_REFUSED, error) from None
             breaker.failed(is_gone=error.code == "gone")
@@ -230,12 +232,8 @@ class Dispatcher:
         """Raises ApiError: it cannot answer, and nobody may instead."""
         live, call = asked.live, asked.call
         self._limits.admit_teacher(call.owner)
-        body = with_defaults(call.body, live.teacher_sampling)
         parse = live.parse if call.method == "chat" else None
-        if call.method == "chat":
-            body["messages"] = with_context(asked.messages, live.context)
-        if parse is not None:  # the part that counts is known when all is said
-            body |= {"stream": False, "stream_options": None}
+        body = teachers_body(asked, whole=parse is not None)  # the part that counts is known when all is said
         try:
             started = await begin(self.teacher.answer(call.method, body), self._config.router.timeout_s)
             if not started.first:
@@ -278,7 +276,7 @@ class Dispatcher:
         self._metrics.requests.labels(decision.route, decision.reason).inc()
         self._metrics.first.labels(decision.route).observe(time.monotonic() - asked.started)
         self._note(self._noted(asked, decision))
-        delivered = self._delivery.deliver(asked, decision.route, pieces, answer, may_keep=may_keep)
+        delivered = self._delivery.deliver(asked, decision, pieces, answer, may_keep=may_keep)
         return Routed(decision, asked.live.version, delivered)
 
     def _noted(self, asked: Asked, decision: Decision) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     routers -> add(pairs)      -> store (one writer)
     routers -> exchange(...)   -> usage of all owners; metrics and last requests of all routers
-    current.json               -> the current bundle's student is up; the one before it stays for a while
+    routers -> looks           -> what drift leads to (`watching.overseer`)
+    current.json, candidate    -> their students are up; the one before stays for a while (`students`)
 
 It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file. It
 holds the service's folder locked, so that no second service writes there; the kernel lets go when it dies.
@@ -18,25 +19,26 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ray import serve
-
-from distill_ray.config import OpenAIEngineConfig, RunConfig
+from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.collecting.marks import settle
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.store import PairStore, make_store
 from distill_ray.serving.collecting.writer import Writer
+from distill_ray.serving.events import Events
 from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
-from distill_ray.serving.models.applications import student_application
 from distill_ray.serving.names import AppNames, occupy
 from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.students import Students
+from distill_ray.serving.watching.overseer import Overseer
+from distill_ray.serving.watching.second_look import Look
 
-STUDENTS_S, SAVE_S, COUNT_S = 1.0, 5.0, 60.0
+STUDENTS_S, OVERSEE_S, SAVE_S, COUNT_S = 1.0, 1.0, 5.0, 60.0
 GONE_S = 10.0  # a router that has not reported for so long is gone; what it counted still counts
-GRACE_S = 600.0  # a student stays up so long after another has followed it
-RETRY_S = 30.0
 NUM_RECENT = 50
+NUM_EVENTS = 20
 _LOG = logging.getLogger("distill_ray.serving")
 
 
@@ -66,9 +68,10 @@ class Keeper:
         self._metrics = Metrics()  # of its own: what came to the store
         self._num_pairs: int | None = None
         self._num_deleted: int | None = None
-        self._unwanted_since: dict[str, float] = {}
-        self._failed_until: dict[str, float] = {}
-        loops = [(self._students, STUDENTS_S), (self._save, SAVE_S)]
+        self._events = Events(Path(folder) / "events.jsonl")
+        self._overseer = Overseer(config.serve.drift, folder, self._bundles, self._settle, self._events, self._metrics)
+        self._students = Students(config, folder, names, self._bundles, self._events)
+        loops = [(self._look_after_students, STUDENTS_S), (self._oversee, OVERSEE_S), (self._save, SAVE_S)]
         if config.serve.collect.enabled:
             loops.append((self._count, COUNT_S))
         self._loops = [asyncio.get_running_loop().create_task(self._repeat(*loop)) for loop in loops]
@@ -105,11 +108,17 @@ class Keeper:
     # -- figures -----------------------------------------------------------------------------------------------------
 
     async def exchange(
-        self, router: str, used: dict[Entry, int], families: tuple[Family, ...], recent: list[dict[str, Any]]
+        self,
+        router: str,
+        used: dict[Entry, int],
+        families: tuple[Family, ...],
+        recent: list[dict[str, Any]],
+        looks: list[Look],
     ) -> dict[Entry, int]:
         """A router's report; returns what all have used."""
         self._families[router], self._seen[router] = families, time.monotonic()
         self._recent.extend(recent)
+        self._overseer.hear(router, looks)
         return self._usage.exchange(used)
 
     async def exposition(self) -> bytes:
@@ -122,11 +131,18 @@ class Keeper:
             "figures": figures(self._all()),
             "recent": sorted(self._recent, key=lambda request: request["time"], reverse=True),
             "history": list(self._history),
+            "events": await asyncio.to_thread(self._events.last, NUM_EVENTS),
+            "drift": self._drift(),
             "stored_pairs": self._num_pairs,
             "deleted_pairs": self._num_deleted,
             "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
             "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()],
         }
+
+    def _drift(self) -> dict[str, Any] | None:
+        found = self._overseer.status()
+        spent = sum(used for entry, used in self._usage.exchange({}).items() if entry[0] == "drift")
+        return None if found is None else {**found, "tokens_today": spent}
 
     def _all(self) -> tuple[Family, ...]:
         """Of a router that is gone its counts stay, its gauges go."""
@@ -156,33 +172,14 @@ class Keeper:
             _LOG.error("usage.json cannot be read; the day's tokens are counted anew: %s", error)
             return []
 
-    # -- students ------------------------------------------------------------------------------------------------------
+    # -- students, and what is found of them -------------------------------------------------------------------------
 
-    async def _students(self) -> None:
-        """Bring up the current bundle's student; take down those that have not been wanted for a while."""
-        if isinstance(self._run.serve.student, OpenAIEngineConfig):
-            return
-        versions = await asyncio.to_thread(self._bundles.versions)
-        apps = serve.status().applications
-        wanted = versions[-1] if versions else None
-        if wanted is not None and self._failed_until.get(wanted, 0.0) < time.monotonic():
-            app = apps.get(self._names.student(wanted))
-            if app is None or app.status == "DEPLOY_FAILED":
-                await asyncio.to_thread(self._start, wanted)
-        now = time.monotonic()
-        prefix = self._names.student("")
-        for name in [name for name in apps if name.startswith(prefix)]:
-            version = name.removeprefix(prefix)
-            if version in versions[-2:]:  # the one before stays: going back is one move
-                self._unwanted_since.pop(name, None)
-            elif now - self._unwanted_since.setdefault(name, now) > GRACE_S:
-                await asyncio.to_thread(serve.delete, name)
-                self._unwanted_since.pop(name, None)
+    async def _look_after_students(self) -> None:
+        await self._students.round()
 
-    def _start(self, version: str) -> None:
-        try:
-            application = student_application(self._run, self._bundles.path(version), self._names, self._folder)
-            serve.run(application, name=self._names.student(version), route_prefix=None)
-        except (DistillError, RuntimeError) as error:
-            self._failed_until[version] = time.monotonic() + RETRY_S
-            _LOG.error("the student of bundle %s does not start: %s", version, str(error).splitlines()[0])
+    async def _oversee(self) -> None:
+        await asyncio.to_thread(self._overseer.round)
+
+    def _settle(self) -> None:
+        """Called in the overseer's thread."""
+        settle(self._bundles, self._open_store())

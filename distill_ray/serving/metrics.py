@@ -34,6 +34,9 @@ class Metrics:
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"distill_{name}", text, labels, registry=self.registry)
 
+        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(f"distill_{name}", text, labels, registry=self.registry)
+
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()) -> Histogram:
             return Histogram(f"distill_{name}", text, labels, buckets=buckets, registry=self.registry)
 
@@ -47,14 +50,21 @@ class Metrics:
         self.tokens = counter("tokens", "Tokens by who answered; kind is prompt or completion.", ["route", "kind"])
         self.saved_tokens = counter("saved_teacher_tokens", "Tokens that the teacher was not asked for (estimate).")
         self.saved_money = counter("saved_money", "Money saved, at the prices of the config (estimate).")
+        self.second_looks = counter(
+            "second_looks", "Answers looked at again: good, bad, skipped or failed.", ["kind", "result"]
+        )
+        self.second_look_tokens = counter("second_look_tokens", "Teacher tokens spent on that.", ["kind"])
+        self.drift_actions = counter("drift_actions", "What drift led to: raise or rollback.", ["action"])
+        self.agreement = gauge("agreement", "Share of second looks that found the student good.", ["version"])
+        self.agreement_bound = gauge(
+            "agreement_bound", "What that share has been under, with serve.drift.confidence.", ["version"]
+        )
         self.pairs = counter("pairs", "Teacher's answers: kept, or why not.", ["result"])
         self.stored = counter(
             "stored_pairs", "Kept pairs that came to the store: new, or already_there (or deleted before).", ["result"]
         )
-        self.spool_bytes = Gauge("distill_spool_bytes", "On disk, not yet in the store.", registry=self.registry)
-        self.bundle = Gauge(
-            "distill_bundle_info", "Routers by the bundle they serve.", ["version"], registry=self.registry
-        )
+        self.spool_bytes = gauge("spool_bytes", "On disk, not yet in the store.")
+        self.bundle = gauge("bundle_info", "Routers by the bundle they serve.", ["version"])
 
     def families(self) -> tuple[Family, ...]:
         """All samples, as plain values that cross processes."""
@@ -131,6 +141,7 @@ def figures(families: tuple[Family, ...]) -> dict[str, Any]:
         "whole": {route: _quantiles(samples, "distill_seconds", route) for route in requests},
         "saved_teacher_tokens": by("distill_saved_teacher_tokens_total", "").get("", 0.0),
         "saved_money": by("distill_saved_money_total", "").get("", 0.0),
+        "second_looks": by("distill_second_looks_total", "result"),
         "pairs": by("distill_pairs_total", "result"),
         "stored": by("distill_stored_pairs_total", "result"),
         "spool_bytes": by("distill_spool_bytes", "").get("", 0.0),

@@ -1,7 +1,7 @@
 """A router process: the HTTP face, the dispatcher, and what goes on beside them.
 
-    watch    what is current -> load its bundle, wait for its student, swap both at once
-    report   what this router counted -> keeper -> what all routers counted
+    watch    what is current -> load its bundle, wait for its student, swap both at once; what is tried beside it
+    report   what this router counted, and found at second looks -> keeper -> what all routers counted
     drain    spool -> keeper -> store
 
 None of it is on a request's way: with the keeper gone, requests are answered as before.
@@ -10,6 +10,7 @@ None of it is on a request's way: with the keeper gone, requests are answered as
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import uuid
@@ -22,13 +23,12 @@ from typing import Any, cast
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from distill_ray.config import ContextRecipeConfig, OpenAIEngineConfig, RunConfig, SamplingConfig
-from distill_ray.engines import make_engine
-from distill_ray.errors import BundleError, ServingError, SpoolError, SpoolFull
+from distill_ray.config import ContextRecipeConfig, RunConfig
+from distill_ray.errors import BundleError, RunFolderError, ServingError, SpoolError, SpoolFull
 from distill_ray.models import short_name
 from distill_ray.recipes.context import ContextRecipe
 from distill_ray.records import Message
-from distill_ray.serving.backends import Backend, RemoteBackend
+from distill_ray.serving.backends import Backend
 from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import Pair, make_pair, why_not_kept
 from distill_ray.serving.collecting.spool import Spool
@@ -38,16 +38,19 @@ from distill_ray.serving.front.ingress import build
 from distill_ray.serving.front.keys import load_keys
 from distill_ray.serving.front.limits import Entry, Limits
 from distill_ray.serving.metrics import Metrics, exposition, figures
-from distill_ray.serving.models.deployed import DeployedBackend
+from distill_ray.serving.models.answerers import judge_of, sampling_of, student_of, teacher_of
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.request import Asked, Live
 from distill_ray.serving.routing.bundle import Bundle, load_bundle
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import Bundles, Candidate
 from distill_ray.serving.routing.embedder import BatchedEmbedder, load_embedder
+from distill_ray.serving.watching.overseer import read_floors
+from distill_ray.serving.watching.second_look import Look, SecondLooks, Trial
 
 WATCH_S, REPORT_S = 1.0, 1.0
 KEEPER_TIMEOUT_S = 30.0
 NUM_RECENT = 50
+NUM_LOOKS = 1000  # that wait for the keeper
 _LOG = logging.getLogger("distill_ray.serving")
 
 
@@ -72,15 +75,28 @@ class Router:
         self._spool = self._open_spool()
         self._bundles = Bundles(self._folder / "bundles")
         self._embedder, self._embedder_identity = self._load_embedder(config)
-        self._next: Bundle | None = None
+        self._read_bundles: dict[str, Bundle] = {}
+        self._floors: dict[str, float] = {}
         self._refused: set[str] = set()
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._unreported: Counter[Entry] = Counter()
+        self._found: deque[Look] = deque(maxlen=NUM_LOOKS)
+        teacher = teacher_of(config, names)
+        self._looks = SecondLooks(
+            config.serve,
+            teacher,
+            judge_of(config, teacher),
+            keep=self._keep,
+            report=self._found.append,
+            limits=self.limits,
+            metrics=self.metrics,
+        )
         self.dispatcher = Dispatcher(
             config.serve,
-            teacher_of(config, names),
+            teacher,
             self._without_bundle(),
             keep=self._keep,
+            done=self._looks.answered,
             note=self._recent.append,
             limits=self.limits,
             metrics=self.metrics,
@@ -136,7 +152,18 @@ class Router:
     async def _watch(self) -> None:
         await self.dispatcher.look()
         wanted = await asyncio.to_thread(self._bundles.current)
+        await self._follow(wanted)
+        candidate = await asyncio.to_thread(self._candidate)
+        self._try_out(await self._trial(candidate) if candidate is not None and candidate.version != wanted else None)
+        needed = {wanted, candidate.version if candidate is not None else None}
+        self._read_bundles = {version: self._read_bundles[version] for version in self._read_bundles.keys() & needed}
+
+    async def _follow(self, wanted: str | None) -> None:
+        """Serve with the current bundle as soon as that can be."""
         live = self.dispatcher.live
+        self._floors = await asyncio.to_thread(self._read_floors)
+        if live.floor != self._floors.get(live.version, 0.0):
+            self.dispatcher.set_floor(self._floors.get(live.version, 0.0))
         if (wanted or "") == live.version and (wanted is None or live.student is not None):
             return
         if wanted is None:
@@ -145,29 +172,40 @@ class Router:
         bundle = await self._read(wanted)
         if bundle is None:
             return
-        student = student_of(self._run, bundle, self._names)
+        student, floor = student_of(self._run, bundle.manifest, self._names), self._floors.get(wanted, 0.0)
         follows = live.version in await asyncio.to_thread(self._bundles.earlier)
         if await student.is_up():
-            self._swap(self._with(bundle, student))
-        elif not follows and live.version != wanted:  # gone back from: it leaves now, and the teacher answers meanwhile
-            self._swap(self._with(bundle, None))
+            self._swap(self._with(bundle, student, floor))
+            return
+        await student.close()
+        if not follows and live.version != wanted:  # gone back from: it leaves now, and the teacher answers meanwhile
+            self._swap(self._with(bundle, None, floor))
+
+    def _read_floors(self) -> dict[str, float]:
+        try:
+            return read_floors(self._folder)
+        except RunFolderError as error:
+            _LOG.error("the thresholds stay what they are: %s", error)
+            self.metrics.errors.labels("drift").inc()
+            return self._floors
 
     async def _read(self, version: str) -> Bundle | None:
         """A bundle, read once however long its student takes; None: it is not whole, and stays out of service."""
-        if self._next is not None and self._next.version == version:
-            return self._next
+        if version in self._read_bundles:
+            return self._read_bundles[version]
         try:
             folder = self._bundles.path(version)
-            self._next = await asyncio.to_thread(load_bundle, folder, self._embedder_identity, with_student=False)
+            bundle = await asyncio.to_thread(load_bundle, folder, self._embedder_identity, with_student=False)
         except BundleError as error:
             if version not in self._refused:  # said once
                 _LOG.error("bundle %s stays out of service: %s", version, error)
             self._refused.add(version)
             self.metrics.errors.labels("bundle").inc()
             return None
-        return self._next
+        self._read_bundles[version] = bundle
+        return bundle
 
-    def _with(self, bundle: Bundle, student: Backend | None) -> Live:
+    def _with(self, bundle: Bundle, student: Backend | None, floor: float = 0.0) -> Live:
         manifest = bundle.manifest
         return Live(
             bundle=bundle,
@@ -177,7 +215,34 @@ class Router:
             context=cast("tuple[Message, ...]", tuple(manifest.context)),
             parse=manifest.parse,
             teacher_sampling=sampling_of(self._run) or manifest.teacher_sampling,
+            floor=floor,
         )
+
+    def _candidate(self) -> Candidate | None:
+        """Which bundle is to be tried beside the current one."""
+        try:
+            candidate = self._bundles.candidate()
+        except BundleError:  # the keeper says it
+            return None
+        return candidate if candidate is not None and candidate.share > 0 else None
+
+    async def _trial(self, candidate: Candidate) -> Trial | None:
+        """A candidate that can be tried; None: its bundle is not whole, or its student not up."""
+        bundle, trial = await self._read(candidate.version), self._looks.trial
+        if bundle is None:
+            return None
+        if trial is not None and trial.live.bundle is bundle:
+            return dataclasses.replace(trial, share=candidate.share, max_tokens=candidate.max_tokens)
+        student = student_of(self._run, bundle.manifest, self._names)
+        if not await student.is_up():
+            await student.close()
+            return None
+        return Trial(self._with(bundle, student), candidate.share, candidate.max_tokens)
+
+    def _try_out(self, trial: Trial | None) -> None:
+        if (trial and trial.live.version) != (self._looks.trial and self._looks.trial.live.version):
+            _LOG.info("trying out %s", trial.live.version if trial is not None else "nothing")
+        self._looks.trial = trial
 
     def _swap(self, live: Live) -> None:
         self.dispatcher.swap(live)
@@ -252,13 +317,15 @@ class Router:
             self.metrics.spool_bytes.set(self._spool.num_bytes)
         self._unreported.update(self.limits.report())
         recent = [self._recent.popleft() for _ in range(len(self._recent))]
+        looks = [self._found.popleft() for _ in range(len(self._found))]
         sent = dict(self._unreported)
         try:
             totals = await asyncio.wait_for(
-                self._keeper.exchange.remote(self._id, sent, self.metrics.families(), recent), KEEPER_TIMEOUT_S
+                self._keeper.exchange.remote(self._id, sent, self.metrics.families(), recent, looks), KEEPER_TIMEOUT_S
             )
         except Exception:
             self._recent.extendleft(reversed(recent))
+            self._found.extendleft(reversed(looks))
             raise
         self._unreported.clear()
         self.limits.learn(totals)
@@ -270,10 +337,11 @@ class Router:
             "name": self._run.name,
             "bundle": bundle.version if bundle is not None else None,
             "student_up": self.dispatcher.live.student is not None,
-            "threshold": bundle.manifest.threshold if bundle is not None else None,
+            "threshold": self.dispatcher.live.threshold,
             "summary": bundle.manifest.summary if bundle is not None else None,
             "teacher": short_name(self.dispatcher.teacher.name),
             "keeper": True,
+            "looks_again": self.config.drift is not None,
             "shows_requests": self.config.show_requests,
         }
         if bundle is not None:
@@ -292,25 +360,3 @@ class Router:
         except Exception as error:
             _LOG.warning("the keeper does not answer: %s", type(error).__name__)
             return exposition(self.metrics.families())
-
-
-def teacher_of(config: RunConfig, names: AppNames) -> Backend:
-    """Who answers what the student does not."""
-    engine = config.serve.teacher or config.teacher
-    if isinstance(engine, OpenAIEngineConfig):
-        return RemoteBackend(engine)
-    return DeployedBackend(names.teacher, make_engine(engine).identity)
-
-
-def sampling_of(config: RunConfig) -> SamplingConfig | None:
-    """What `serve.teacher` says about it; None: nothing."""
-    teacher = config.serve.teacher
-    return teacher.sampling if teacher is not None and "sampling" in teacher.model_fields_set else None
-
-
-def student_of(config: RunConfig, bundle: Bundle, names: AppNames) -> Backend:
-    """Who runs a bundle's student."""
-    engine = config.serve.student
-    if isinstance(engine, OpenAIEngineConfig):
-        return RemoteBackend(engine)
-    return DeployedBackend(names.student(bundle.version), f"student {bundle.version}")

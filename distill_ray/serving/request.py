@@ -17,7 +17,7 @@ from distill_ray.config import ParseConfig, SamplingConfig
 from distill_ray.records import Message
 from distill_ray.serving.backends import Backend, Method
 from distill_ray.serving.routing.bundle import Bundle
-from distill_ray.serving.routing.conversation import RequestKey
+from distill_ray.serving.routing.conversation import RequestKey, request_key, strip_context
 
 
 class Embeds(Protocol):
@@ -39,11 +39,18 @@ class Live:
     context: tuple[Message, ...] = ()
     parse: ParseConfig | None = None
     teacher_sampling: SamplingConfig | None = None
+    floor: float = 0.0
+    """Threshold that drift raised the bundle's to; counts where it is above that."""
 
     @property
     def version(self) -> str:
         """Of the bundle."""
         return self.bundle.version if self.bundle is not None else ""
+
+    @property
+    def threshold(self) -> float | None:
+        """The student answers from this score on."""
+        return max(self.bundle.manifest.threshold, self.floor) if self.bundle is not None else None
 
 
 @dataclass(frozen=True)
@@ -73,3 +80,11 @@ class Asked:
     key: RequestKey
     vector: np.ndarray | None = None
     started: float = field(default_factory=time.monotonic)
+
+
+def asked_of(call: Call, live: Live) -> Asked:
+    """What a bundle looks at in a call."""
+    if call.method != "chat":
+        return Asked(call, live, [], RequestKey("", "", "not_text"))
+    messages, _ = strip_context(call.body["messages"], live.context)
+    return Asked(call, live, messages, request_key({**call.body, "messages": messages}, live.ignore))

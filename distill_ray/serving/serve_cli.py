@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_ray.config import load_config
-from distill_ray.errors import ClusterError, ConfigError
+from distill_ray.config import RunConfig, load_config
+from distill_ray.errors import ClusterError, ConfigError, StoreError
 from distill_ray.serving.keys_cli import keys_app
+
+if TYPE_CHECKING:
+    from distill_ray.serving.routing.bundles import Bundles
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -65,6 +68,7 @@ def _serve(path: Path, bundle: str | None, overrides: list[str]) -> None:
         put_in_service(bundles, bundle)
     with connected(num_cpus=app.cpus_needed(loaded)):
         try:
+            app.require_gpus(loaded)
             app.start(loaded, folder)
             typer.echo(where(loaded, folder, time.monotonic() - started, needs_key=keys.required))
             news = StudentNews(loaded, bundles, started)
@@ -122,14 +126,17 @@ def promote(
     version = put_in_service(bundles, bundle)
     was = f" (before: {before})" if before not in (None, version) else ""
     typer.echo(f"current: {version}{was}, in {os.path.relpath(folder)}")
+    _settled(loaded, folder, bundles)
 
 
 def rollback(
     config: ConfigPath,
-    version: Annotated[str | None, typer.Argument(help="An earlier version. Default: the one before.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="An earlier version, or `none` (all to the teacher). Default: the one before.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Go back to an earlier bundle, at once.
+    """Go back to an earlier bundle, at once: student, index, threshold, and which pairs count as learnt.
 
     Example: `distill-ray rollback config.yaml`
     """
@@ -140,7 +147,23 @@ def rollback(
     folder = existing_service_folder(loaded)
     bundles = bundles_of(folder)
     before = bundles.current()
-    typer.echo(f"current: {bundles.rollback(version)} (before: {before}), in {os.path.relpath(folder)}")
+    now = bundles.rollback(version) or "none (the teacher answers everything)"
+    typer.echo(f"current: {now} (before: {before}), in {os.path.relpath(folder)}")
+    num_unmarked = _settled(loaded, folder, bundles)
+    if num_unmarked:
+        typer.echo(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
+
+
+def _settled(config: RunConfig, folder: str, bundles: Bundles) -> int:
+    """Have the store say what the pointer says about what is learnt; returns how many pairs no longer are."""
+    from distill_ray.serving.collecting.marks import settle
+    from distill_ray.serving.collecting.store import make_store
+
+    try:
+        return settle(bundles, make_store(config.serve.collect.store, folder))[1]
+    except StoreError as error:
+        typer.echo(f"warning: which pairs count as learnt is set right by the next `flywheel run`: {error}", err=True)
+        return 0
 
 
 def add_to(app: typer.Typer) -> None:

@@ -69,7 +69,7 @@ def merge_adapter(config: StudentConfig, adapter: Path, folder: Path) -> None:
     from distill_ray.student.load import load_model_config, load_student
 
     dtype = load_model_config(config).dtype or torch.float32
-    base = load_student(config.model_copy(update={"lora": None}), dtype=dtype, seed=0)
+    base = load_student(config.model_copy(update={"lora": None, "adapter": None}), dtype=dtype, seed=0)
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged.config.use_cache = True
     merged.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ def load_student(config: StudentConfig, *, dtype: torch.dtype, seed: int, gradie
     model.config.use_cache = False  # a key-value cache is of no use to training
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.lora is not None:
+    if config.adapter is not None:
+        model = load_adapters(model, config.adapter, is_trainable=config.lora is not None)
+    elif config.lora is not None:
         model = add_adapters(model, config.lora, seed=seed, base=config.model)
     return model.train()
 
@@ -82,6 +85,25 @@ def add_adapters(model: Any, config: LoraConfig, *, seed: int, base: str) -> Any
         return get_peft_model(model, PeftLoraConfig(**settings))
     except ValueError as error:
         raise ConfigError(f"student.lora: cannot add adapters to {base} ({_first_line(error)})") from error
+
+
+def load_adapters(model: Any, folder: str, *, is_trainable: bool) -> Any:
+    """Put trained adapters on a model: to train them on, or merged into its weights.
+
+    Raises:
+        ConfigError: there are none in safetensors, or they do not fit the model.
+    """
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"student.adapter: no adapter_model.safetensors in {folder}; name a folder of adapters")
+    if is_trainable and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()
+    try:
+        loaded: Any = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"student.adapter: {folder} does not fit the model ({_first_line(error)})") from error
+    return loaded if is_trainable else loaded.merge_and_unload()
 
 
 def _first_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ def answer_losses(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_student(config.model_copy(update={"lora": None}), dtype=dtype, seed=0)
+    model = load_student(config.model_copy(update={"lora": None, "adapter": None}), dtype=dtype, seed=0)
     start_id = getattr(model.config, "decoder_start_token_id", None) if model.config.is_encoder_decoder else None
     if adapter is not None:
         from peft import PeftModel

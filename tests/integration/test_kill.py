@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from benchmarks.waste import CountingServer, kill_driver, outcome, write_config
 
 
@@ -19,6 +21,7 @@ def test_kill_9_of_the_driver_costs_no_more_than_what_was_in_flight_or_unflushed
     assert result["wasted"] <= result["at_risk"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_folder_and_says_how_to_go_on(tmp_path: Path) -> None:
     server = CountingServer(latency_s=0.2)
     config = write_config(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -19,7 +20,8 @@ import s3fs
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.serving.collecting.store import Selection, make_store
+from distill_ray.serving.collecting.store import Lease, Selection, make_store
+from tests.unit.lease_runner import swap
 from tests.unit.pair_maker import pair, pairs
 
 NUM_ROWS = 60
@@ -113,6 +115,18 @@ def test_collected_pairs_live_in_a_bucket(bucket: str) -> None:
     writer.compact()
     assert (person.count(), person.count(Selection(until=snapshot)), person.count(Selection(indexed=True))) == (6, 4, 1)
     assert not any(b"answer 3" in data for data in contents(url))
+
+
+def test_a_lease_in_a_bucket_is_one_holders(bucket: str) -> None:
+    """Eight threads swap one file after the other, as in `tests/unit/test_lease.py`."""
+    url = f"{bucket}/leased/pairs"
+    assert make_store(StoreConfig(url=url), "").lease() == Lease()
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda _: swap(make_store(StoreConfig(url=url), ""), 10), range(8)))
+    swapped = [each for one in won for each in one]
+    assert len(set(swapped)) == len(swapped)
+    last = make_store(StoreConfig(url=url), "").lease()
+    assert max(swapped) == (last.token, last.beat)
 
 
 def test_a_bucket_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:

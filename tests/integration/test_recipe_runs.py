@@ -241,6 +241,7 @@ def num_kept(folder: RunFolder) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_row_that_is_killed_in_its_third_turn_goes_on_there(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in film_rows(NUM_FILMS)))
     raw = {

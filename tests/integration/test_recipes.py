@@ -45,6 +45,7 @@ def examples(folder: RunFolder) -> list[dict[str, Any]]:
     return [record for table in folder.read_tables("examples") for record in table.to_pylist()]
 
 
+@pytest.mark.slow
 def test_self_critique_learns_the_revisions_that_a_real_classifier_likes_better(tmp_path: Path) -> None:
     config = config_of(
         tmp_path,
@@ -96,6 +97,7 @@ def test_self_critique_learns_the_revisions_that_a_real_classifier_likes_better(
     assert again.teacher_calls == 0
 
 
+@pytest.mark.slow
 def test_step_by_step_trains_a_t5_on_two_tasks_with_the_papers_loss(tmp_path: Path, tiny_t5: Path) -> None:
     alpha = 0.3
     student = without_dropout(tiny_t5, tmp_path / "t5")  # else the first loss is not the formula's

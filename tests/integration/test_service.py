@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 from distill_ray.config import SamplingConfig
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.serving.routing.bundle import ENTRIES_SCHEMA, write_bundle
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import Bundles, Candidate
 from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.embedder import load_embedder
 from distill_ray.serving.routing.index import NearestIndex
@@ -35,11 +35,12 @@ from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import REQUESTS, body, manifest
 
 UNLIKE = "Explain the French revolution to a child of number"
-ONE, TWO = "aaaaaaaaaaa1", "aaaaaaaaaaa2"
+ONE, TWO, MEASURED = "aaaaaaaaaaa1", "aaaaaaaaaaa2", "aaaaaaaaaaa4"
+TOKENS = 15  # that the teacher takes for an answer
 
 
-def make_bundle(folder: Path, version: str) -> Path:
-    """A bundle with the real embedder. Its student is asked with its version in front."""
+def make_bundle(folder: Path, version: str, **changes: Any) -> Path:
+    """A bundle with the real embedder, whose student is asked with its version in front. `changes`: of its manifest."""
     embedder = load_embedder(EmbedderConfig())
     fingerprints = [request_key(body(text), []).fingerprint for text in REQUESTS]
     student = folder.parent / "weights"
@@ -54,7 +55,9 @@ def make_bundle(folder: Path, version: str) -> Path:
     spec = StudentSpec(kind="full", sampling=SamplingConfig(temperature=0.0), form=PromptForm(prefix=f"{version} "))
     return write_bundle(
         folder,
-        manifest(version=version, embedder_identity=embedder.identity, student=spec, far=0.3),
+        manifest(
+            **{"version": version, "embedder_identity": embedder.identity, "student": spec, "far": 0.3, **changes}
+        ),
         student=student,
         index=NearestIndex.build(embedder.embed(REQUESTS), fingerprints),
         entries=pa.table(columns).cast(ENTRIES_SCHEMA),
@@ -97,6 +100,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> I
                 "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
                 "headers": True,
                 "collect": {"flush_s": 0.5, "spool_mb": 0.2},
+                "drift": {"share": 1.0},  # of bundles that were measured: of the last one here
             },
         }
         with serving(folder, raw, "--bundle", str(bundle)) as running:
@@ -314,3 +318,118 @@ def test_a_damaged_bundle_stays_out_of_service(service: Service, tmp_path: Path)
     finally:
         pointer.write_text(before)
     until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student")
+
+
+# -- a bundle that was measured is tried out, promoted, and falls short ------------------------------------------------
+
+
+def agreeing_teacher(*, except_where: str | None = None) -> Callable[[dict[str, Any]], Reply]:
+    """Says what the student of MEASURED says; not where there is this text in the request."""
+
+    def answer(sent: dict[str, Any]) -> Reply:
+        text = sent["messages"][-1]["content"]
+        said = f"no, {text}" if except_where is not None and except_where in text else f"{MEASURED} {text}"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": TOKENS}
+        return Reply(body={"id": "x", "object": "chat.completion", "created": 1, "choices": [choice], "usage": usage})
+
+    return answer
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def happened(service: Service) -> list[tuple[str, str]]:
+    lines = lines_of(service.folder / "service" / "events.jsonl")
+    return [(line["what"], line["version"]) for line in lines if line["version"] == MEASURED]
+
+
+def test_a_candidate_is_up_and_tried_on_real_requests_before_it_takes_over(service: Service, tmp_path: Path) -> None:
+    summary = {"metric": "exact_match", "error_budget": 0.05, "confidence": 0.95}
+    folder = service.folder / "service"
+    bundles = Bundles(folder / "bundles")
+    bundles.install(make_bundle(tmp_path / "bundle", MEASURED, summary=summary, far=-1.0, threshold=0.0001))
+    bundles.set_candidate(Candidate(MEASURED, share=1.0, max_tokens=2 * TOKENS))
+    service.teacher.chat = agreeing_teacher(except_where="number 3")
+
+    def state() -> str | None:
+        found = json.loads((folder / "students.json").read_text())
+        assert time.time() - found["time"] < 30
+        return found["students"].get(MEASURED, {}).get("state")
+
+    try:
+        until(lambda: state() == "up")
+        time.sleep(2)  # each router looks every second
+        for number in range(6):
+            assert says(service.ask(f"{UNLIKE} {number}")).endswith(f"number {number}")
+            assert service.ask(REQUESTS[number]).headers["x-distill-bundle"] == ONE
+            time.sleep(0.5)  # no more than a few are looked at together
+
+        def looks_so_far() -> list[dict[str, Any]]:
+            found = lines_of(folder / f"shadow-{MEASURED}.jsonl")
+            return found if len([look for look in found if not look["tokens"]]) == 6 and len(found) >= 8 else []
+
+        looks = until(looks_so_far)
+        assert [look["good"] for look in looks].count(False) == 1
+        tokens = Counter(look["tokens"] for look in looks)
+        assert tokens.keys() == {0, TOKENS}
+        assert 2 <= tokens[TOKENS] < 6  # a router hears within a second or two what the other one spent
+        assert all(look.keys() == {"time", "good", "tokens"} for look in looks)
+        [student] = [p for p in service.replicas("house-student") if MEASURED in " ".join(p.cmdline())]
+        with Load(service).going_on() as load:
+            bundles.promote(MEASURED)
+            bundles.set_candidate(None)
+            promoted = time.monotonic()
+            until(lambda: {service.ask(REQUESTS[0]).headers["x-distill-bundle"] for _ in range(6)} == {MEASURED}, 15)
+            assert time.monotonic() - promoted < 10
+        assert not load.failed(), load.outcomes()
+        assert student.is_running()  # it was up already
+    finally:
+        bundles.set_candidate(None)
+        service.teacher.chat = streaming_teacher
+    assert happened(service) == [("candidate_up", MEASURED), ("promoted", MEASURED)]
+
+
+def test_a_student_that_falls_short_gets_less_and_then_nothing(service: Service) -> None:
+    folder, please = service.folder / "service", ", if you would be so kind"
+    assert Bundles(folder / "bundles").current() == MEASURED
+    requests = [text for plain in REQUESTS for text in (plain, plain + please)]
+
+    def goes(text: str) -> str:
+        return service.ask(text).headers["x-distill-route"]
+
+    def until_told(what: str) -> dict[str, Any]:
+        for n in range(600):
+            service.ask(requests[n % len(requests)])
+            time.sleep(0.05)
+            if happened(service)[-1][0] == what:
+                return lines_of(folder / "events.jsonl")[-1]
+        raise AssertionError(service.status())
+
+    service.teacher.chat = agreeing_teacher()
+    try:
+        assert {goes(text) for text in requests} == {"student"}
+        until(lambda: service.status()["drift"]["looks"] >= 15)
+        service.teacher.chat = agreeing_teacher(except_where=please)
+        event = until_told("threshold_raised")
+        floor = json.loads((folder / "floors.json").read_text())[MEASURED]
+        assert event["threshold"] == floor > 0.5
+        until(lambda: [goes(REQUESTS[n] + please) for n in range(6)] == ["teacher"] * 6)
+        assert goes(REQUESTS[0]) == "student"
+        until(lambda: service.status()["threshold"] == floor)
+        service.teacher.chat = agreeing_teacher(except_where="")
+        event = until_told("rolled_back")
+        assert (event["current"], event["by"]) == (ONE, "drift")
+        until(lambda: service.ask(REQUESTS[0]).headers["x-distill-bundle"] == ONE)
+    finally:
+        service.teacher.chat = streaming_teacher
+    assert Bundles(folder / "bundles").versions() == [ONE]
+    shown = [event["what"] for event in until(service.status)["events"]][:2]
+    assert shown == ["rolled_back", "threshold_raised"]
+    metrics = httpx.get(service.url + "/metrics", timeout=30).text
+    assert 'distill_drift_actions_total{action="raise"} 1.0' in metrics
+    assert 'distill_drift_actions_total{action="rollback"} 1.0' in metrics
+    assert 'distill_second_looks_total{kind="drift",result="good"}' in metrics
+    assert 'distill_second_looks_total{kind="shadow",result="good"}' in metrics
+    assert service.status()["figures"]["errors"].get("second_look") is None

@@ -131,6 +131,7 @@ def service(tmp_path: Path) -> Iterator[Running]:
                 "summary": SUMMARY if bundle else None,
                 "teacher": "a large one",
                 "keeper": True,
+                "looks_again": True,
                 "shows_requests": True,
                 "figures": figures(rig.metrics.families()),
                 "recent": rig.noted,
@@ -181,6 +182,8 @@ def test_before_the_first_request_and_without_a_bundle_it_says_so(page: Page, se
     assert "The teacher (a large one) answers everything" in page.text("bundle")
     for part in ("latency", "reasons", "recent"):
         assert page.text(part) == "No requests yet."
+    assert "no student to look at" in page.text("looks")
+    assert "Nothing yet" in page.text("events")
     assert "None since the start" in page.text("trouble")
     assert "No answer of the teacher yet" in page.text("pairs")
     assert page.text("notices") == ""
@@ -250,6 +253,39 @@ def test_kept_pairs_that_are_not_in_the_store_are_accounted_for(page: Page, serv
     page.shows("pairs", "already there, or deleted before 4", "1 pair deleted from the store so far")
 
 
+EVENTS = [
+    {
+        "time": "2026-11-20T10:05:00+00:00",
+        "what": "threshold_raised",
+        "version": "0123456789ab",
+        "text": "6 of 13 answers looked at again were worse: the threshold rises from 0.500 to 0.934",
+    },
+    {
+        "time": "2026-11-20T09:00:00+00:00",
+        "what": "promoted",
+        "version": "0123456789ab",
+        "text": "0123456789ab is current",
+    },
+]
+DRIFT = {
+    **{"looks": 120, "agreement": 0.97, "agreement_bound": 0.993, "budget": 0.05, "confidence": 0.95},
+    **{"floor": 0.934, "max_tokens_per_day": 200_000, "tokens_today": 7200},
+}
+
+
+def test_second_looks_and_what_followed_are_shown(page: Page, service: Running) -> None:
+    service.service.metrics.second_looks.labels("drift", "good").inc(117)
+    service.service.changes = {"events": EVENTS, "drift": DRIFT, "threshold": 0.934}  # type: ignore[attr-defined]
+    page.open()
+    page.shows("looks", "97%", "of the last 120 answers that the teacher gave too", "5.0% may be worse", "good 117")
+    page.shows("looks", "At least 0.7% were for a while, 95% sure", "7,200 of 200,000 tokens")
+    page.shows("bundle", "threshold\n0.934, raised since it was measured")
+    rows = page.driver.find_elements(By.CSS_SELECTOR, "#events tbody tr")
+    assert len(rows) == 2
+    assert rows[0].text.endswith("the threshold rises from 0.500 to 0.934 threshold_raised")
+    assert "20 Nov 2026" in rows[1].text
+
+
 def test_who_fails_is_named(page: Page, service: Running) -> None:
     service.rig.student.script = lambda body: [DOWN]
     ask(service, TRAINED)
@@ -264,6 +300,12 @@ def test_who_fails_is_named(page: Page, service: Running) -> None:
     [
         ({"keeper": False, "history": None, "stored_pairs": None}, "notices", ["The keeper is away", "as before"]),
         ({"keeper": False, "history": None, "stored_pairs": None}, "pairs", ["Nobody can count them"]),
+        ({"keeper": False}, "looks", ["comes with the keeper"]),
+        ({"keeper": False}, "events", ["come with the keeper"]),
+        ({"looks_again": False}, "looks", ["serve.drift is off"]),
+        ({"drift": None}, "looks", ["never measured"]),
+        ({"drift": {**DRIFT, "looks": 0, "agreement": None}}, "looks", ["No answer has been looked at again yet"]),
+        ({"events": []}, "events", ["Nothing yet"]),
         ({"student_up": False}, "notices", ["The student is not up", "the teacher answers everything"]),
         ({"figures": {"routers": {"aaa": 1.0, "bbb": 1.0}}}, "notices", ["being swapped", "aaa and bbb"]),
         ({"curve": {}}, "bundle", ["no calibration curve"]),
@@ -406,7 +448,9 @@ def test_other_peoples_text_is_text(page: Page, service: Running) -> None:
     )
     live = service.rig.dispatcher.live
     service.rig.dispatcher.swap(dataclasses.replace(live, bundle=dataclasses.replace(bundle, entries=table)))
-    service.service.changes = {"name": MARKUP, "teacher": MARKUP, "summary": {"why": MARKUP}}  # type: ignore[attr-defined]
+    event = {"time": MARKUP, "what": MARKUP, "version": MARKUP, "text": MARKUP}
+    found: Any = service.service
+    found.changes = {"name": MARKUP, "teacher": MARKUP, "summary": {"why": MARKUP}, "events": [event]}
     page.open()
     page.write("prompt", f"{UNLIKE} {MARKUP}")
     page.press("ask")
@@ -414,6 +458,7 @@ def test_other_peoples_text_is_text(page: Page, service: Running) -> None:
     page.shows("decision", MARKUP)
     page.shows("recent", MARKUP)
     page.shows("bundle", MARKUP)
+    page.shows("events", "Invalid Date", MARKUP)
     assert page.text("name") == MARKUP
     assert page.run("return document.querySelectorAll('img, body script').length") == 1  # the page's own script
 

@@ -179,6 +179,7 @@ def test_a_finished_run_is_not_trained_again(
     assert "already done" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
     trained: tuple[RunFolder, dict[str, Any]],
     tiny_model: Path,
@@ -245,6 +246,7 @@ def test_an_interrupted_and_then_killed_command_is_resumed_with_exactly_the_same
     assert curve(folder) == curve(trained[0])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_goes_on_with_exactly_the_same_curve(
     trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:

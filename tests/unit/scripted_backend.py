@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from distill_ray.serving.metrics import Metrics
 from distill_ray.serving.request import Asked, Call, Live
 from distill_ray.serving.routing.bundle import Bundle, load_bundle
 from distill_ray.serving.routing.embedder import BatchedEmbedder
+from distill_ray.serving.watching.second_look import Look, SecondLooks
 from tests.unit.small_bundle import WordEmbedder, write_small_bundle
 
 
@@ -93,6 +95,8 @@ class Rig:
     bundle: Bundle
     metrics: Metrics
     limits: Limits
+    looks: SecondLooks
+    found: list[Look] = field(default_factory=list)
     kept: list[tuple[Asked, Answer]] = field(default_factory=list)
     noted: list[dict[str, Any]] = field(default_factory=list)
 
@@ -108,7 +112,9 @@ class Rig:
         return self.metrics.registry.get_sample_value(f"distill_{name}", labels) or 0.0
 
 
-def make_rig(folder: Path, *, bundle: Mapping[str, Any] | None = None, **config: Any) -> Rig:
+def make_rig(
+    folder: Path, *, bundle: Mapping[str, Any] | None = None, judge: Scripted | None = None, **config: Any
+) -> Rig:
     """`bundle`: changes of its manifest. `config`: keys of `serve:`."""
     loaded = load_bundle(write_small_bundle(folder / "bundle", **(bundle or {})), WordEmbedder.identity)
     router = {"student_timeout_s": 0.3, "student_whole_timeout_s": 0.3, "timeout_s": 0.6, **config.pop("router", {})}
@@ -123,12 +129,18 @@ def make_rig(folder: Path, *, bundle: Mapping[str, Any] | None = None, **config:
         parse=manifest.parse,
         teacher_sampling=manifest.teacher_sampling,
     )
-    rig = Rig(None, teacher, student, loaded, metrics, limits)  # type: ignore[arg-type]
+    rig = Rig(None, teacher, student, loaded, metrics, limits, None)  # type: ignore[arg-type]
 
     async def keep(asked: Asked, answer: Answer) -> None:
         rig.kept.append((asked, answer))
 
-    rig.dispatcher = Dispatcher(serve, teacher, live, keep=keep, note=rig.noted.append, limits=limits, metrics=metrics)
+    counting: dict[str, Any] = {"limits": limits, "metrics": metrics}
+    rig.looks = SecondLooks(
+        serve, teacher, judge or teacher, keep=keep, report=rig.found.append, chance=random.Random(0), **counting
+    )
+    rig.dispatcher = Dispatcher(
+        serve, teacher, live, keep=keep, done=rig.looks.answered, note=rig.noted.append, **counting
+    )
     return rig
 
 

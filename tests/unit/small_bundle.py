@@ -86,12 +86,20 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**{**fields, **changes})
 
 
+def remote_spec(base_url: str, api_key_env: str | None = None, model: str = "ft:small:1") -> StudentSpec:
+    """Of a student that a server somewhere else has."""
+    sampling = SamplingConfig(temperature=0.0, max_tokens=32)
+    return StudentSpec(kind="remote", base=model, base_url=base_url, api_key_env=api_key_env, sampling=sampling)
+
+
 def write_small_bundle(folder: Path, **changes: Any) -> Path:
     """Write the bundle. `changes` are of its manifest."""
-    student = folder.parent / f"student-of-{folder.name}"
-    student.mkdir(parents=True, exist_ok=True)
-    (student / "config.json").write_text("{}")
-    (student / "model.safetensors").write_bytes(b"weights")
+    made = manifest(**changes)
+    student = None if made.student.kind == "remote" else folder.parent / f"student-of-{folder.name}"
+    if student is not None:
+        student.mkdir(parents=True, exist_ok=True)
+        (student / "config.json").write_text("{}")
+        (student / "model.safetensors").write_bytes(b"weights")
     fingerprints = [request_key(body(text), []).fingerprint for text in REQUESTS]
     entries = pa.table(
         {
@@ -103,4 +111,4 @@ def write_small_bundle(folder: Path, **changes: Any) -> Path:
     ).cast(ENTRIES_SCHEMA)
     index = NearestIndex.build(WordEmbedder().embed(REQUESTS), fingerprints)
     reports = {"calibration.json": b"{}", "curve.json": b"{}", "curve.svg": b"<svg/>"}
-    return write_bundle(folder, manifest(**changes), student=student, index=index, entries=entries, reports=reports)
+    return write_bundle(folder, made, student=student, index=index, entries=entries, reports=reports)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distill_ray.errors import BundleError
+from distill_ray.errors import BundleError, LeaseLost
 from distill_ray.serving.routing.bundle import load_bundle, read_manifest, version_of
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import NOTHING, Bundles, Candidate
 from distill_ray.serving.routing.manifest import PromptForm
 from tests.unit.small_bundle import REQUESTS, WordEmbedder, body, manifest, write_small_bundle
 
@@ -205,6 +205,64 @@ def test_rollback_to_a_version_needs_that_it_served_before(bundles: Bundles) -> 
         bundles.rollback(C)
     bundles.promote(C)
     assert bundles.rollback(A) == A == bundles.current()
+
+
+def test_one_can_go_back_to_nothing_and_then_the_teacher_answers_everything(bundles: Bundles) -> None:
+    bundles.promote(A)
+    assert bundles.rollback(NOTHING) is None
+    assert bundles.current() is None
+    with pytest.raises(BundleError, match="no bundle was current before"):
+        bundles.rollback(NOTHING)
+    bundles.promote(B)
+    assert bundles.versions() == [B]
+
+
+def test_whoever_goes_back_from_one_bundle_does_not_go_back_from_another(bundles: Bundles) -> None:
+    for version in (A, B, C):
+        bundles.promote(version)
+    for version in (None, NOTHING):
+        with pytest.raises(BundleError, match=f"{B} is not current any more; nothing was moved"):
+            bundles.rollback(version, only_from=B)
+    assert bundles.versions() == [A, B, C]
+    assert bundles.rollback(only_from=C) == B
+    assert bundles.rollback(NOTHING, only_from=B) is None
+    with pytest.raises(BundleError, match="not current any more"):
+        bundles.rollback(NOTHING, only_from=B)
+
+
+def test_who_lost_his_lease_cannot_promote_and_a_person_always_can(bundles: Bundles) -> None:
+    bundles.fence(1)
+    bundles.promote(A, token=1)
+    bundles.fence(2)
+    with pytest.raises(LeaseLost, match="lease 2, this one has 1"):
+        bundles.promote(B, token=1)
+    with pytest.raises(LeaseLost):
+        bundles.fence(1)
+    assert bundles.current() == A
+    bundles.promote(B)
+    bundles.promote(C, token=2)
+    assert bundles.current() == C
+
+
+def test_a_candidate_is_noted_and_let_go(bundles: Bundles) -> None:
+    assert bundles.candidate() is None
+    bundles.set_candidate(Candidate(B, share=0.5, max_tokens=100))
+    assert bundles.candidate() == Candidate(B, 0.5, 100)
+    bundles.set_candidate(None)
+    bundles.set_candidate(None)
+    assert bundles.candidate() is None
+    with pytest.raises(BundleError, match="no bundle"):
+        bundles.set_candidate(Candidate("d" * 12))
+
+
+def test_old_bundles_are_removed_by_count_but_not_those_one_may_go_back_to(bundles: Bundles) -> None:
+    for version in (A, B, C):
+        bundles.promote(version)
+    bundles.rollback(A)
+    bundles.promote(B)
+    assert bundles.prune(3) == []
+    assert bundles.prune(1) == [C]
+    assert [manifest.version for manifest in bundles.list()] == [A, B]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"versions": [1]}', '{"versions": ["../../etc"]}', "\x00"])

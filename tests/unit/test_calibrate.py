@@ -15,8 +15,9 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.metrics import exact_match, token_f1
 from distill_ray.records import Completion, Message
 from distill_ray.rewards.judge import JudgeReward
+from distill_ray.serving.calibration.as_good import compared, is_as_good
 from distill_ray.serving.calibration.calibrate import served_form
-from distill_ray.serving.calibration.comparing import compared, is_as_good, outcomes
+from distill_ray.serving.calibration.comparing import agreements, outcomes
 from distill_ray.serving.calibration.measured import Measured
 from distill_ray.serving.routing.conversation import RequestKey
 from tests.unit.small_bundle import WordEmbedder
@@ -123,6 +124,14 @@ def test_metrics_by_name(tmp_path: Any) -> None:
         found = outcomes(asked, RunFolder(tmp_path), pairs, WordEmbedder())
         assert found.dtype == np.bool_
         assert found.tolist() == expected, metric
+
+
+def test_a_running_service_knows_the_teachers_answer_only(tmp_path: Any) -> None:
+    pairs = [measured("fr", "fr", "fr"), measured("en", "de", "fr"), measured("fr", "de", "fr"), measured("a", "a")]
+    asked = config({"context": {"text": "x"}})
+    good = outcomes(asked, RunFolder(tmp_path), pairs, WordEmbedder())
+    assert good.tolist() == [True, True, True, True]
+    assert agreements(asked, pairs, good, WordEmbedder()).tolist() == [True, False, False, True]
 
 
 class Judge:

@@ -98,7 +98,7 @@ def test_masks_reach_parts_and_earlier_turns_and_leave_the_rest_alone() -> None:
     messages = [
         {"role": "system", "content": "mail a@b.example"},
         {"role": "user", "content": [{"type": "text", "text": "I am c@d.example"}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]},
+        {"role": "assistant", "content": "noted", "name": "clerk"},
         {"role": "user", "content": "and?"},
     ]
     found = cleaned([pair("x", messages=messages)])
@@ -107,6 +107,35 @@ def test_masks_reach_parts_and_earlier_turns_and_leave_the_rest_alone() -> None:
     assert kept[0]["content"] == "mail <email>"
     assert kept[1]["content"] == [{"type": "text", "text": "I am <email>"}]
     assert kept[2] == messages[2]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (pair("x", body={"tools": [{"type": "function"}]}), Dropped.TOOLS),
+        (pair("x", messages=[{"role": "assistant", "tool_calls": [{}]}, {"role": "user", "content": "x"}]), "not_text"),
+        (pair("x", messages=[{"role": "system", "content": "only this"}]), Dropped.NOT_TEXT),
+        (pair("x", messages=[{"role": "tool", "content": "5"}, {"role": "user", "content": "x"}]), Dropped.NOT_TEXT),
+    ],
+)
+def test_what_is_more_than_text_is_not_learnt(bad: Pair, reason: str) -> None:
+    assert cleaned([bad, pair("plain")]).dropped == [(bad.pair_id, reason)]
+
+
+def test_age_counts_from_the_newest_pair_whatever_the_clock_says() -> None:
+    day = 86_400 * 10**9
+    old, new = (dataclasses.replace(pair(name), created=at * day) for name, at in (("old", 1), ("new", 40)))
+    assert cleaned([old, new], max_age_days=30).dropped == [(old.pair_id, Dropped.TOO_OLD)]
+    assert cleaned([old, new]).dropped == []
+
+
+def test_answers_of_another_teacher_than_the_newest_ones_are_left_out() -> None:
+    before, now = (
+        pair("a", teacher="openai/large@1"),
+        dataclasses.replace(pair("b", teacher="openai/large@2"), created=2),
+    )
+    assert cleaned([before, now]).dropped == [(before.pair_id, Dropped.OTHER_TEACHER)]
+    assert cleaned([before, now], same_teacher=False).dropped == []
 
 
 def test_of_the_same_question_the_newest_answer_stays() -> None:

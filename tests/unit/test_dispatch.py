@@ -442,3 +442,20 @@ def test_a_swap_in_the_middle_of_a_request_changes_nothing_for_it(tmp_path: Path
 
     assert run(swap_midway()) == "0123456789ab the student says "
     assert ask(rig, TRAINED)[0].reason == "no_bundle"
+
+
+def test_a_threshold_that_drift_raised_counts_at_once_and_is_said(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    call = Call("chat", {"messages": [{"role": "user", "content": TRAINED}]})
+    assert run(rig.dispatcher.explain(call))["threshold"] == 0.5
+    rig.student.script = lambda body: [DOWN]
+    ask(rig, TRAINED)
+    rig.dispatcher.set_floor(0.999)
+    assert ask(rig, TRAINED)[0].reason == "student_unavailable"  # what is known of the student stays
+    rig.student.script = None
+    run(rig.dispatcher.look())
+    assert ask(rig, TRAINED)[0].reason == "below_threshold"
+    found = run(rig.dispatcher.explain(call))
+    assert (found["threshold"], found["bundle"], found["route"]) == (0.999, "0123456789ab", "teacher")
+    rig.dispatcher.set_floor(0.1)  # below the bundle's own
+    assert run(rig.dispatcher.explain(call))["threshold"] == 0.5

@@ -52,6 +52,20 @@ def test_a_rule_passes_exactly_where_the_binomial_test_rejects(
         assert (num_passing([Count(num, num, bad)], budget, confidence) == 1) == (p_value <= 1 - confidence)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("num", [30, 59, 200])
+def test_groups_that_are_bad_in_part_void_the_bound_no_more_often_than_whole_ones(
+    size: int, confidence: float, num: int
+) -> None:
+    """Half of the groups have several members, which are bad independently of one another or all together."""
+    rng, rounds, budget = np.random.default_rng(0), 4000, 0.05
+    together = rng.binomial(num // 2, budget, rounds)
+    bads = together + rng.binomial((num - num // 2) * size, budget, rounds) / size
+    failed = int((np.array([upper_bound(bad, num, confidence) for bad in bads]) < budget).sum())
+    assert stats.binomtest(failed, rounds, 1 - confidence, alternative="greater").pvalue > 0.001, failed / rounds
+
+
 def test_nothing_measured_shows_nothing() -> None:
     assert upper_bound(0, 0, 0.95) == 1.0
     assert interval(0, 0, 0.95) == (0.0, 1.0)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ServingError
 from distill_ray.serving import names
 from distill_ray.serving.collecting.store import Selection, make_store
+from distill_ray.serving.front.limits import DAY
 from distill_ray.serving.keeper import Keeper
 from distill_ray.serving.names import AppNames
+from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.watching.second_look import Look
 from tests.unit.pair_maker import pair
+from tests.unit.small_bundle import write_small_bundle
 
 
 @pytest.fixture(autouse=True)
 def _no_students(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(self: Keeper) -> None: ...
 
-    monkeypatch.setattr(Keeper, "_students", nothing)
+    monkeypatch.setattr(Keeper, "_look_after_students", nothing)
 
 
 def config() -> RunConfig:
@@ -90,3 +95,36 @@ def test_what_came_to_the_store_is_told_apart_from_what_was_there_or_deleted(tmp
     status = with_keeper(tmp_path, ask)
     assert status["figures"]["stored"] == {"new": 3.0, "already_there": 2.0}
     assert (status["stored_pairs"], status["deleted_pairs"]) == (2, 1)
+
+
+def test_what_routers_find_at_second_looks_is_judged_told_and_survives(tmp_path: Path) -> None:
+    version = "a" * 12
+    summary = {"metric": "exact_match", "error_budget": 0.05, "confidence": 0.95}
+    bundles = Bundles(tmp_path / "bundles")
+    bundles.promote(bundles.install(write_small_bundle(tmp_path / "made", version=version, summary=summary)))
+    store = make_store(config().serve.collect.store, tmp_path)
+    store.add([pair("a")])
+    store.mark_indexed([pair("a").pair_id], version)
+
+    def looks(good: bool, first: int, num: int) -> list[Look]:
+        return [Look(first + n, "drift", version, good, 0.9, 10, 1000.0) for n in range(num)]
+
+    async def hear(keeper: Keeper, found: list[Look]) -> dict[str, Any]:
+        today = int(time.time() // DAY) * DAY
+        totals = await keeper.exchange("r1", {("drift", "", today): 10 * len(found)}, (), [], found)
+        assert totals["drift", "", today] > 0
+        await keeper._oversee()
+        await keeper._save()
+        return await keeper.status()
+
+    status = with_keeper(tmp_path, lambda keeper: hear(keeper, looks(True, 1, 5)))
+    assert status["drift"] | {"agreement_bound": None} == {
+        **{"looks": 5, "agreement": 1.0, "agreement_bound": None, "budget": 0.05, "confidence": 0.95, "floor": None},
+        **{"max_tokens_per_day": 200_000, "tokens_today": 50},
+    }
+    assert [event["what"] for event in status["events"]] == ["promoted"]
+    status = with_keeper(tmp_path, lambda keeper: hear(keeper, looks(False, 6, 20)))  # after a kill
+    assert bundles.current() is None
+    assert [event["what"] for event in status["events"]] == ["rolled_back", "promoted"]
+    assert status["drift"] is None
+    assert store.count(Selection(indexed=True)) == 0

@@ -28,7 +28,7 @@ LAYERS = [
 HEAVY = {
     "ray": {
         "pipeline",
-        *(f"serving/{name}.py" for name in ("app", "calibration/comparing", "keeper", "replica")),
+        *(f"serving/{name}.py" for name in ("app", "replica", "students")),
         *(f"serving/models/{name}.py" for name in ("applications", "deployed", "vllm")),
     },
     "torch": {

@@ -139,3 +139,14 @@ def test_the_decision_needs_no_ray_and_no_torch() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_floor_counts_where_it_is_above_the_bundles_threshold(bundle: Bundle) -> None:
+    key = request_key(body(REQUESTS[0]), [])
+    vector_D = EMBEDDER.embed([key.text])[0]
+    found = decide(bundle, key, vector_D)
+    assert found.score is not None
+    assert decide(bundle, key, vector_D, floor=found.score).route == "student"
+    raised = decide(bundle, key, vector_D, floor=found.score + 1e-6)
+    assert (raised.route, raised.reason, raised.score) == ("teacher", "below_threshold", found.score)
+    assert decide(bundle, key, vector_D, floor=0.0) == found

@@ -23,7 +23,7 @@ from distill_ray.serving.news import StudentNews, where
 from distill_ray.serving.preflight import bundles_of
 from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.scripted_server import Reply, ScriptedServer
-from tests.unit.small_bundle import WordEmbedder, write_small_bundle
+from tests.unit.small_bundle import WordEmbedder, remote_spec, write_small_bundle
 
 A, B, C = "a" * 12, "b" * 12, "c" * 12
 RAW = {
@@ -105,6 +105,11 @@ def free() -> int:
             "vLLM runs no encoder-decoder models",
         ),
         ({}, ["--set", "serve.teacher={type: openai, model: m, api_key_env: TKEY}"], "serve.teacher.api_key_env: "),
+        (
+            {"student": remote_spec("http://127.0.0.1:9/v1", "TKEY")},
+            ["--set", "serve.guard=off"],
+            "ft:small:1 at http://127.0.0.1:9/v1, and the environment variable TKEY, with the key, is not set",
+        ),
     ],
 )
 def test_a_service_that_cannot_start_leaves_the_pointer_where_it_is(
@@ -134,6 +139,19 @@ def test_a_bundle_of_another_embedder_is_not_promoted(run) -> None:
     assert run("promote", "config.yaml", made(C)) == (0, f"current: {C} (before: {A}), in services/mine")
     assert run("promote", "config.yaml", A)[0] == 0
     assert run("rollback", "config.yaml") == (0, f"current: {C} (before: {A}), in services/mine")
+
+
+def test_a_bundle_whose_student_is_elsewhere_goes_into_service_when_its_key_is_there(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = made(A, student=remote_spec("http://127.0.0.1:9/v1", "TKEY"))
+    monkeypatch.delenv("TKEY", raising=False)
+    status, out = run("promote", "config.yaml", bundle)
+    assert (status, current()) == (2, None)
+    assert "the environment variable TKEY, with the key, is not set; run `export TKEY=...` first" in out
+    monkeypatch.setenv("TKEY", "a key")
+    assert run("promote", "config.yaml", bundle)[0] == 0
+    assert current() == A
 
 
 def test_a_rollback_in_the_wrong_folder_says_so(run) -> None:
@@ -309,3 +327,27 @@ def test_keys_of_a_service_that_is_not_here_are_not_none(run) -> None:
     Path("services/mine").mkdir(parents=True)
     status, out = run("keys", "list", "config.yaml")
     assert (status, "services/mine/keys.jsonl: no such file, so there are no keys" in out) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        (
+            {"serve": {"student": {"type": "hf", "model": "bundle"}}},
+            r"serve\.student\.replicas: 1 with serve\.student\.gpus 1",
+        ),
+        ({"teacher": {"type": "vllm", "model": "demo", "gpus": 2}}, r"teacher\.replicas: 1 with teacher\.gpus 2"),
+        (
+            {"serve": {"teacher": {"type": "hf", "model": "org/large"}}},
+            r"serve\.teacher\.replicas: 1 with serve\.teacher\.gpus 1",
+        ),
+    ],
+)
+def test_gpus_that_this_machine_has_not_are_said_before_anybody_waits_for_them(
+    section: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ConfigError, match=named):
+        app.require_gpus(parse_config({**RAW, **section}))
+    app.require_gpus(parse_config({**RAW, "serve": {"student": {"type": "hf", "model": "bundle", "gpus": 0}}}))

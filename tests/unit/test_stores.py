@@ -22,7 +22,7 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair
-from distill_ray.serving.collecting.store import Deletion, PairStore, Selection, make_store
+from distill_ray.serving.collecting.store import Deletion, Lease, PairStore, Selection, Where, make_store
 from distill_ray.serving.collecting.store.base import owner_hash
 from distill_ray.serving.collecting.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs
@@ -63,6 +63,7 @@ def test_an_empty_store_answers_everything(store: PairStore) -> None:
     assert rows(store) == store.deletions() == []
     assert store.mark_indexed(["a"], "v1") == store.unmark_indexed("v1") == store.add([]) == 0
     assert store.delete(Selection(owner="nobody")) == 0
+    assert store.lease() == Lease()
     store.compact()
 
 
@@ -255,6 +256,25 @@ def test_the_number_of_a_batch_is_not_given_again(open_store: Open) -> None:
     assert store.count() == 1
 
 
+def test_a_lease_comes_back_as_it_was_from_another_process(open_store: Open) -> None:
+    taken = Lease(2**40, 2**41, "it's \u2028", Where("h\u00f6st", "m", 7, 2**50, "2026-01-01", "/srv/'a' \"b\""))
+    assert open_store().swap_lease(Lease(), taken)
+    assert open_store().lease() == taken
+
+
+def test_a_lease_is_swapped_for_what_was_seen_and_for_nothing_else(open_store: Open) -> None:
+    one, other = open_store(), open_store()
+    mine, his = Lease(1, 0, "mine"), Lease(1, 0, "his")
+    assert not one.swap_lease(Lease(1, 1, "nobody"), mine)
+    assert one.lease() == Lease()
+    assert one.swap_lease(Lease(), mine)
+    assert not other.swap_lease(Lease(), his)
+    assert one.swap_lease(Lease(), mine)  # as by somebody who did not hear that his swap came through
+    assert other.lease() == mine
+    assert other.swap_lease(mine, Lease(2, 0, "his"))
+    assert not one.swap_lease(mine, Lease(1, 1, "mine"))
+
+
 class Histories(RuleBasedStateMachine):
     """Any order of everything, against a dict. Two handles: the writer's, and that of a person."""
 
@@ -267,6 +287,7 @@ class Histories(RuleBasedStateMachine):
         self.pairs: dict[str, str | None] = {}  # id -> bundle
         self.snapshots: list[tuple[int, set[str]]] = []
         self.gone: set[str] = set()
+        self.leases = [Lease()]
 
     @rule(target=known, numbers=st.lists(st.integers(0, 12), max_size=4))
     def add(self, numbers: list[int]) -> list[str]:
@@ -304,6 +325,15 @@ class Histories(RuleBasedStateMachine):
     def restart(self) -> None:
         self.writer = self.make()
 
+    @rule(by_writer=st.booleans(), back=st.integers(0, 3), is_new=st.booleans())
+    def swap_lease(self, by_writer: bool, back: int, is_new: bool) -> None:
+        before = self.leases[max(0, len(self.leases) - 1 - back)]
+        newest = self.leases[-1]
+        after = Lease(newest.token + is_new, 0 if is_new else newest.beat + 1, f"holder {len(self.leases)}")
+        assert (self.writer if by_writer else self.person).swap_lease(before, after) == (before == newest)
+        if before == newest:
+            self.leases.append(after)
+
     @rule()
     def take_snapshot(self) -> None:
         self.snapshots.append((self.person.snapshot(), set(self.pairs)))
@@ -312,6 +342,7 @@ class Histories(RuleBasedStateMachine):
     def compare(self) -> None:
         assert {row["pair_id"]: row["indexed_by"] for row in rows(self.person)} == self.pairs
         assert self.writer.count(Selection(indexed=True)) == sum(by is not None for by in self.pairs.values())
+        assert self.writer.lease() == self.person.lease() == self.leases[-1]
         for until, then in self.snapshots:
             assert ids(self.person, Selection(until=until)) == then & self.pairs.keys()
 

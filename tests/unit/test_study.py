@@ -11,7 +11,7 @@ import pytest
 from distill_ray.config.serve import CalibrateConfig, PricesConfig
 from distill_ray.serving.calibration import study as module
 from distill_ray.serving.calibration.curve import curve_svg
-from distill_ray.serving.calibration.guarantee import num_needed_without_error
+from distill_ray.serving.calibration.guarantee import Count, num_needed_without_error
 from distill_ray.serving.calibration.study import Study, Vectors, study
 from distill_ray.serving.routing.manifest import NEVER
 from tests.unit.small_bundle import WordEmbedder
@@ -105,6 +105,48 @@ def test_requests_of_a_kind_that_was_never_trained_go_to_the_teacher() -> None:
     assert found.figures["report"]["reasons"]["other_fingerprint"] > 0
 
 
+def test_one_thing_sent_over_and_over_shows_as_much_as_sent_once() -> None:
+    """300 requests select, all good; they are ten times 30. Each by itself, they would be far more than enough."""
+    rng = np.random.default_rng(0)
+    trained, _ = requests(100, rng, "trained")
+    once, _ = requests(60, rng, "measured")
+    rows = np.repeat(np.arange(60), 10)
+    texts = [f"{once.texts[row]} {'abcdefghij'[number % 10]}" for number, row in enumerate(rows)]
+    often = Vectors(texts, ["k"] * 600, once.vectors_ND[rows])
+
+    def share(measured: Vectors) -> Study:
+        good = np.ones(600, dtype=bool)
+        return study(CalibrateConfig(), "off", PricesConfig(), trained, measured, good, SmallEmbedder(), tokens={})
+
+    found = share(often)
+    assert found.figures["largest_group"] == 10
+    assert found.rule.threshold == NEVER
+    assert found.figures["missing_pairs"] >= 10 * num_needed_without_error(0.05, 0.95) / 0.5 - 600
+    assert share(requests(600, rng, "measured")[0]).rule.threshold < NEVER
+
+
+def test_what_many_ask_counts_as_often_as_they_do() -> None:
+    """A popular request with a bad answer is one of a hundred groups, and a fifth of the traffic."""
+    decisions = [module.Decision("student", module.Reason.GOOD, 1.0, 0.9)] * 125
+    good = np.array([True] * 100 + [False] * 25)
+    weighed = module._Weighed(decisions, good, np.minimum(np.arange(125), 100))
+    assert weighed.count(0.5) == Count(125, 125, 25)
+    assert weighed.count_once(0.5) == Count(101, 101, 1.0)
+    assert weighed.worse_count(0.5, 0.95) == weighed.count(0.5)
+    assert weighed.worse_count(0.95, 0.95).num_routed == 0
+
+
+def test_a_group_is_as_bad_as_its_requests_on_the_student_are_in_the_mean() -> None:
+    scores = [0.9, 0.9, 0.2, 0.9, 0.9]
+    decisions = [module.Decision("student", module.Reason.GOOD, 1.0, score) for score in scores]
+    decisions.append(module.Decision("teacher", module.Reason.FAR, 0.1, 0.9))
+    good = np.array([True, False, False, True, True, False])
+    weighed = module._Weighed(decisions, good, np.array([0, 0, 0, 1, 2, 2]))
+    assert weighed.count_once(0.5) == Count(3, 3, 0.5)
+    assert weighed.worse_count(0.5, 0.95) == weighed.count_once(0.5)
+    assert weighed.count(0.0) == Count(6, 5, 2)
+
+
 def test_the_figures_are_json_and_the_same_input_gives_the_same() -> None:
     one, two = (run(300, (0.99, 0.6), seed=3) for _ in range(2))
     assert json.dumps(one.figures, allow_nan=False) == json.dumps(two.figures, allow_nan=False)
@@ -153,3 +195,19 @@ def test_the_budget_is_kept_by_the_whole_of_it(monkeypatch: pytest.MonkeyPatch) 
         over += bool(routed.any() and (1 - rates[routed]).mean() > 0.1)
     assert chosen >= 6, "and yet it lets the student answer"
     assert over <= 6
+
+
+def test_what_drift_may_find_is_the_budget_or_how_often_both_were_right_in_different_words() -> None:
+    rng = np.random.default_rng(0)
+    trained, _ = requests(200, rng, "trained")
+    measured, _ = requests(800, rng, "measured")
+    good = rng.random(800) < 0.99
+    agree = good & (rng.random(800) < 0.8)
+
+    def budget(agree_P: np.ndarray | None) -> float:
+        config, prices, embedder = CalibrateConfig(), PricesConfig(), SmallEmbedder()
+        found = study(config, "off", prices, trained, measured, good, embedder, tokens={}, agree_P=agree_P)
+        return found.figures["drift_budget"]
+
+    assert budget(None) == budget(good) == 0.05
+    assert 0.2 < budget(agree) < 0.3

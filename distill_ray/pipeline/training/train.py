@@ -93,7 +93,10 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
 
 def run_fingerprint(config: RunConfig, tokens: TokenizedRun) -> str:
     """Hash of everything that decides the trained weights."""
-    student = config.student.model_dump(exclude={"engine_kwargs"})
+    adapter = config.student.adapter
+    student = config.student.model_dump(exclude={"engine_kwargs", "adapter"})
+    if adapter is not None:
+        student["adapter"] = model_identity(adapter)
     return hashlib.sha256(
         to_json(
             {

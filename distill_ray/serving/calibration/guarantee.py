@@ -2,9 +2,12 @@
 
 Of n independent requests that a rule gives to the student, k have a worse answer. For a rule that was fixed before
 they were looked at, k is binomial, and the bounds are exact (Clopper & Pearson 1934, Biometrika 26): no normal curve,
-no asymptotics. Of many thresholds one is chosen by fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021,
-arXiv 2110.01052): they are tested in an order that was fixed beforehand, each at the full level, until the first one
-fails. The chosen one keeps the budget with the confidence asked for, whatever the score is worth.
+no asymptotics. Near-duplicates that count once may be bad in part: numbers in [0, 1] vary less than whole ones of the
+same mean, so the bounds fail no more often with them (simulated in `tests/unit/test_guarantee.py`).
+
+Of many thresholds one is chosen by fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021, arXiv
+2110.01052): they are tested in an order that was fixed beforehand, each at the full level, until the first one fails.
+The chosen one keeps the budget with the confidence asked for, whatever the score is worth.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ class Count:
     num_routed: int
     """Of which the rule gives so many to the student."""
 
-    num_bad: int
-    """Of which the student's answer is worse than the teacher's."""
+    num_bad: float
+    """Of which the student's answer is worse than the teacher's. A fraction where near-duplicates count once."""
 
     @property
     def share(self) -> float:
@@ -40,12 +43,12 @@ class Count:
         return self.num_bad / self.num_routed if self.num_routed else None
 
 
-def upper_bound(num_bad: int, num: int, confidence: float) -> float:
+def upper_bound(num_bad: float, num: int, confidence: float) -> float:
     """Upper Clopper-Pearson bound of an error rate, one-sided: the rate is above it with probability 1 - confidence."""
     return 1.0 if num_bad >= num else float(special.betaincinv(num_bad + 1, num - num_bad, confidence))
 
 
-def interval(num_bad: int, num: int, confidence: float) -> tuple[float, float]:
+def interval(num_bad: float, num: int, confidence: float) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval; (0, 1) of nothing."""
     tail = (1.0 - confidence) / 2
     low = 0.0 if num_bad == 0 else float(special.betaincinv(num_bad, num - num_bad + 1, tail))

@@ -5,8 +5,9 @@
     report    what that comes to: share on the student and error with its interval; looked at once, at the end
 
 Half of the measured requests select, because what they can show is what limits the share: 59 requests without an error
-for 5 % at 95 %. Requests are taken as independent draws from what the service will be asked; near-duplicates stay in
-one part, so that nothing is selected on what was fitted.
+for 5 % at 95 %. Near-duplicates stay in one part, so that nothing is selected on what was fitted. What they are nobody
+knows: one thing sent over and over, whose outcome is one piece of news, or what many ask. So the budget has to hold
+twice: for requests as independent draws from what the service will be asked, and for groups of near-duplicates as such.
 
 Shape suffixes: P measured requests, N trained requests, F features, D dimensions, K neighbours.
 """
@@ -17,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ from distill_ray.serving.calibration.guarantee import (
     upper_bound,
 )
 from distill_ray.serving.calibration.polarity import PAIRS
+from distill_ray.serving.calibration.vectors import Vectors
 from distill_ray.serving.routing.decision import DecisionModel, features_of, sigmoid
 from distill_ray.serving.routing.embedder import Embedder
 from distill_ray.serving.routing.features import marks_of, mismatch
@@ -53,17 +56,6 @@ FIT, SELECT, REPORT = range(3)
 NUM_THRESHOLDS = 50
 NUM_BINS = 5  # of the score, to see whether it means what it says
 LEAST_TO_FIT = 4 * NUM_FOLDS  # and to speak of a rate
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Requests of one sort, row by row."""
-
-    texts: list[str]
-    kinds: list[str]
-    """Fingerprints."""
-
-    vectors_ND: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -98,18 +90,42 @@ class _Weighed:
 
     decisions: list[Decision]
     good_P: np.ndarray
+    groups_P: np.ndarray
+    """Near-duplicates have the same number."""
 
     def scores(self) -> list[float]:
         """Of the requests that only a threshold keeps from the student."""
         return [decision.score or 0.0 for decision in self.decisions if decision.reason is Reason.GOOD]
 
     def count(self, threshold: float) -> Count:
-        routed = [
-            good
-            for decision, good in zip(self.decisions, self.good_P, strict=True)
-            if decision.reason is Reason.GOOD and (decision.score or 0.0) >= threshold
-        ]
-        return Count(len(self.decisions), len(routed), len(routed) - sum(map(int, routed)))
+        """Of requests."""
+        routed_P = self._routed(threshold)
+        return Count(len(routed_P), int(routed_P.sum()), int((routed_P & ~self.good_P).sum()))
+
+    def count_once(self, threshold: float) -> Count:
+        """Of near-duplicate groups: each counts once, as bad as its requests on the student are in the mean."""
+        routed_P = self._routed(threshold)
+        _, members_P = np.unique(self.groups_P, return_inverse=True)
+        num_routed_G = np.bincount(members_P, routed_P)
+        num_bad_G = np.bincount(members_P, routed_P & ~self.good_P)
+        is_routed_G = num_routed_G > 0
+        num_bad = float((num_bad_G[is_routed_G] / num_routed_G[is_routed_G]).sum())
+        return Count(len(num_routed_G), int(is_routed_G.sum()), num_bad)
+
+    def worse_count(self, threshold: float, confidence: float) -> Count:
+        """That of the two which shows less."""
+        return max(
+            (self.count(threshold), self.count_once(threshold)),
+            key=lambda count: upper_bound(count.num_bad, count.num_routed, confidence),
+        )
+
+    def _routed(self, threshold: float) -> np.ndarray:
+        return self._scores_P >= threshold
+
+    @cached_property
+    def _scores_P(self) -> np.ndarray:
+        """-inf where no threshold would help."""
+        return np.array([d.score or 0.0 if d.reason is Reason.GOOD else -np.inf for d in self.decisions])
 
 
 def study(
@@ -122,6 +138,7 @@ def study(
     embedder: Embedder,
     *,
     tokens: Mapping[str, float],
+    agree_P: np.ndarray | None = None,
 ) -> Study:
     """Fit, select, report.
 
@@ -134,35 +151,43 @@ def study(
         good_P: whether its answer to each is as good as the teacher's.
         embedder: for the polarity pairs.
         tokens: mean tokens of a request, where known: teacher_prompt, teacher_completion, student_prompt.
+        agree_P: whether it is as good where the teacher's answer is what is right, as it is for a running service.
+            Default: good_P.
     """
     index = NearestIndex.build(trained.vectors_ND, trained.kinds)
     nearest = [
         index.search(vector, kind, config.neighbours)
         for vector, kind in zip(measured.vectors_ND, measured.kinds, strict=True)
     ]
-    groups_P = near_duplicate_groups(measured.texts)
-    parts_P = split_groups(groups_P, SHARES, config.seed)
-    fit = _Fit(config, guard, trained, measured, nearest, good_P, groups_P, np.flatnonzero(parts_P == FIT))
+    groups_P, parts_P = parts_of(measured.texts, config.seed)
+    fit = Fit(config, guard, trained, measured, nearest, good_P, groups_P, np.flatnonzero(parts_P == FIT))
     outcomes_N, fitted, far = fit.outcomes_N, fit.fitted, fit.far
     rule = Rule(fitted.model, 0.0, far, guard)
 
-    def weighed(part: int | tuple[int, ...], under: Rule = rule) -> _Weighed:
+    def weighed(part: int | tuple[int, ...], under: Rule = rule, is_good_P: np.ndarray = good_P) -> _Weighed:
         rows = np.flatnonzero(np.isin(parts_P, part))
-        return _Weighed([_decision(under, trained, measured, nearest, outcomes_N, row) for row in rows], good_P[rows])
+        decisions = [_decision(under, trained, measured, nearest, outcomes_N, row) for row in rows]
+        return _Weighed(decisions, is_good_P[rows], groups_P[rows])
 
-    thresholds = _order(fit.weighed, (parts_P == SELECT).sum(), config)
+    thresholds = _order(fit.weighed, len(np.unique(groups_P[parts_P == SELECT])), config)
     select = weighed(SELECT)
-    counts = [select.count(threshold) for threshold in thresholds]
+    counts = [select.worse_count(threshold, config.confidence) for threshold in thresholds]
     num = num_passing(counts, config.error_budget, config.confidence)
     threshold = thresholds[num - 1] if num else NEVER
     rule = Rule(fitted.model, threshold, far, guard)
     report = weighed(REPORT)
     strict = weighed(REPORT, Rule(fitted.model, 0.0, far, "strict"))
-    reported, selected = report.count(threshold), select.count(threshold)
-    low, high = interval(reported.num_bad, reported.num_routed, config.confidence)
+    reported, selected = report.count(threshold), select.worse_count(threshold, config.confidence)
+    low, high = _interval(report, threshold, config.confidence)
+    drift_budget = config.error_budget
+    if num and agree_P is not None and (agree_P != good_P).any():
+        seen = weighed((SELECT, REPORT), is_good_P=agree_P).worse_count(threshold, config.confidence)
+        drift_budget = max(drift_budget, upper_bound(seen.num_bad, seen.num_routed, config.confidence))
     figures: dict[str, Any] = {
         "metric": config.metric,
+        "good_from": config.good_from,
         "error_budget": config.error_budget,
+        "drift_budget": drift_budget,
         "confidence": config.confidence,
         "guard": guard,
         "pairs": len(good_P),
@@ -193,8 +218,18 @@ def study(
     return Study(rule, index, outcomes_N, figures, points)
 
 
-class _Fit:
-    """What comes of the fit split: the score, what is known around each trained request, the far limit."""
+def parts_of(texts: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Near-duplicate group of each measured request, and its part: FIT, SELECT or REPORT. [P], [P]"""
+    groups_P = near_duplicate_groups(texts)
+    return groups_P, split_groups(groups_P, SHARES, seed)
+
+
+class Fit:
+    """What comes of the fit split: the score, what is known around each trained request, the far limit.
+
+    `features` and `folds` are of its requests (those of a kind that was trained), each row's from outcomes of other
+    folds.
+    """
 
     def __init__(
         self,
@@ -222,7 +257,8 @@ class _Fit:
         for fold in np.unique(folds):
             outcomes_N = spread(folds != fold)
             for number in np.flatnonzero(folds == fold).tolist():
-                features[number] = _features(trained, measured, nearest, outcomes_N, int(rows[number]))
+                features[number] = request_features(trained, measured, nearest, outcomes_N, int(rows[number]))
+        self.features, self.folds = features, folds
         is_enough = len(rows) >= LEAST_TO_FIT and len(np.unique(folds)) == NUM_FOLDS
         self.fitted = fit_decision(features, vectors, good, folds) if is_enough else _unfitted(good)
         similarities = features[:, 0]
@@ -233,7 +269,7 @@ class _Fit:
             found = _decision(rule, trained, measured, nearest, self.outcomes_N, row)
             score = sigmoid(float(self.fitted.log_odds_P[number]))
             decisions.append(Decision(found.route, found.reason, found.similarity, score))
-        self.weighed = _Weighed(decisions, good)
+        self.weighed = _Weighed(decisions, good, groups_P[rows])
 
 
 def _unfitted(good_P: np.ndarray) -> Fitted:
@@ -246,8 +282,9 @@ def _unfitted(good_P: np.ndarray) -> Fitted:
 def _order(fit: _Weighed, num_select: int, config: CalibrateConfig) -> list[float]:
     """The thresholds to test, in the order of testing: from the one most likely to pass on to looser ones.
 
-    Made from the fit split alone: an order that had seen the select split would void the guarantee. The strictest
-    threshold is a bad start: it lets so few requests pass that no number of good answers could show anything.
+    Made from the outcomes of the fit split alone: an order that had seen those of the select split would void the
+    guarantee. The strictest threshold is a bad start: it lets so few requests pass that no number of good answers could
+    show anything. `num_select` near-duplicate groups select.
     """
     scores = fit.scores()
     if not scores:
@@ -256,7 +293,7 @@ def _order(fit: _Weighed, num_select: int, config: CalibrateConfig) -> list[floa
     thresholds = list(dict.fromkeys([*np.quantile(scores, levels).tolist(), 0.0]))
 
     def expected(threshold: float) -> float:
-        count = fit.count(threshold)
+        count = fit.count_once(threshold)
         error = (count.num_bad + 1.0) / (count.num_routed + 2.0)  # of a few requests without an error little is known
         return expected_p_value(error, count.share * num_select, config.error_budget)
 
@@ -270,20 +307,21 @@ def _missing(
     """Where no threshold passes: why, and about how many more pairs it takes if the rates stay what they are."""
     if num:
         return {"why": None, "missing_pairs": 0}
-    here = select.count(thresholds[0])  # the fit split chose this threshold, so its own error there is flattering
-    if here.num_routed < LEAST_TO_FIT:  # a rate of so few says nothing
-        here = select.count(0.0)
     budget, confidence = config.error_budget, config.confidence
+    # The fit split chose this threshold, so its own error there is flattering.
+    here = select.worse_count(thresholds[0], confidence)
+    if here.num_routed < LEAST_TO_FIT:  # a rate of so few says nothing
+        here = select.worse_count(0.0, confidence)
     least = num_needed_without_error(budget, confidence)
     needed = num_needed(here.error, budget, confidence) if here.error is not None else least
     if needed is None:
         why = (
-            f"{here.num_bad} of {here.num_routed} answers of the student that were looked at are worse "
+            f"{here.num_bad:.4g} of {here.num_routed} answers of the student that were looked at are worse "
             f"({here.error:.1%}), and the budget is {budget:.1%}: no number of pairs helps; train a better student or "
             "raise calibrate.error_budget"
         )
         return {"why": why, "missing_pairs": None}
-    share = here.share or 1.0
+    share = here.num_routed / max(1, len(select.decisions)) or 1.0  # of requests; near-duplicates add nothing
     missing = max(1, math.ceil(max(needed, least) / share / SHARES[SELECT]) - num_pairs)
     why = (
         f"{num_pairs} held-out pairs cannot show that at most {budget:.1%} of the student's answers are worse with "
@@ -296,13 +334,14 @@ def _missing(
 # -- one request -------------------------------------------------------------------------------------------------------
 
 
-def _features(
+def request_features(
     trained: Vectors,
     measured: Vectors,
     nearest: Sequence[tuple[np.ndarray, np.ndarray]],
     outcomes_N: np.ndarray,
     row: int,
 ) -> np.ndarray:
+    """The features of a measured request that has neighbours. [F]"""
     similarities_K, rows_K = nearest[row]
     text = measured.texts[row]
     differs = mismatch(marks_of(text), marks_of(trained.texts[int(rows_K[0])]))
@@ -328,12 +367,20 @@ def _decision(
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
+def _interval(weighed: _Weighed, threshold: float, confidence: float) -> tuple[float, float]:
+    """Of the error: as wide as both ways of counting make it."""
+    counts = weighed.count(threshold), weighed.count_once(threshold)
+    lows, highs = zip(*(interval(count.num_bad, count.num_routed, confidence) for count in counts), strict=True)
+    return min(lows), max(highs)
+
+
 def _part(weighed: _Weighed, threshold: float) -> dict[str, Any]:
     count = weighed.count(threshold)
     return {
         "pairs": count.num,
         "good": int(weighed.good_P.sum()),
         "routed": count.num_routed,
+        "routed_groups": weighed.count_once(threshold).num_routed,
         "bad": count.num_bad,
         "share": count.share,
         "error": count.error,

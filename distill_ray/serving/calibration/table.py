@@ -1,13 +1,16 @@
-"""What a calibration came to, for the terminal: from the bundle's own files."""
+"""What a calibration came to, for the terminal, from the bundle's own files; and what a replay did."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+
+from distill_ray.serving.calibration.curve import TITLES
 
 
 def calibration_table(folder: Path) -> Table:
@@ -47,3 +50,52 @@ def _crossing(figures: dict[str, Any], crossing: dict[str, Any]) -> tuple[str, s
         f"{crossing['off']['all']} of {figures['polarity']['pairs']} pairs cross, "
         f"{crossing['strict']['all']} with guard: strict",
     )
+
+
+# -- a replay ----------------------------------------------------------------------------------------------------------
+
+
+def replay_table(figures: Mapping[str, Any]) -> Table:
+    """Routers side by side, 80 columns wide: mean ± standard deviation over the splits, below it least and most."""
+    table = Table(title=_title(figures), title_justify="left")
+    table.add_column("goes to the large model by")
+    for name in ("APGR", "CPT(50)", "CPT(80)"):
+        table.add_column(name, justify="right")
+    for name, router in figures["routers"].items():
+        table.add_row(
+            TITLES[name],
+            _spread(router["apgr"], 1, ".3f"),
+            _spread(router["cpt_50"], 100, ".1f", " %"),
+            _spread(router["cpt_80"], 100, ".1f", " %"),
+        )
+    return table
+
+
+def replay_notes(figures: Mapping[str, Any]) -> list[str]:
+    """What has to be known beside the table, a line each."""
+    notes = []
+    if figures["too_long"]:
+        notes.append(f"{figures['too_long']} rows left out: the embedder does not read so far")
+    if not figures["is_sure"]:
+        notes.append(
+            f"warning: the gap is {figures['gap']:.4f} with a standard error of {figures['gap_error']:.4f}, and PGR "
+            "divides by it: these figures are mostly noise; record more pairs"
+        )
+    if figures["splits_left_out"]:
+        notes.append(
+            f"warning: {figures['splits_left_out']} of {figures['splits']} random halves left out: the large model is "
+            "not better there"
+        )
+    return notes
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    return (
+        f"{figures['rows']} pairs: small {figures['small']:.3f}, large {figures['large']:.3f}; large better in "
+        f"{figures['large_better']}, worse in {figures['small_better']}"
+    )
+
+
+def _spread(of: Mapping[str, Any], times: float, form: str, unit: str = "") -> str:
+    deviation = "" if of["sd"] is None else f" ± {times * of['sd']:{form}}"
+    return f"{times * of['mean']:{form}}{deviation}{unit}\n[{times * of['min']:{form}}, {times * of['max']:{form}}]"

@@ -114,6 +114,11 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
+def opted_out(collect_header: str | None) -> bool:
+    """Whether a client asked with `x-distill-collect` that nobody learns from its request."""
+    return collect_header is not None and collect_header.strip().lower() in ("no", "off", "false", "0")
+
+
 def why_not_kept(
     body: Mapping[str, Any],
     answer: Answer,
@@ -136,7 +141,7 @@ def why_not_kept(
     """
     if route != "teacher":
         return NotKept.NOT_TEACHER
-    if collect_header is not None and collect_header.strip().lower() in ("no", "off", "false", "0"):
+    if opted_out(collect_header):
         return NotKept.OPTED_OUT
     if answer.is_error:
         return NotKept.ERROR

@@ -86,7 +86,7 @@ def _write_parquet(store: PairStore, path: Path, where: Selection) -> tuple[int,
         for batch in store.scan(where, columns):
             rows = []
             for record in batch.to_pylist():
-                turns = _text_turns(conversation(record))
+                turns = text_turns(conversation(record))
                 if turns is None:
                     num_left_out += 1
                 else:
@@ -96,7 +96,7 @@ def _write_parquet(store: PairStore, path: Path, where: Selection) -> tuple[int,
     return num_written, num_left_out
 
 
-def _text_turns(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
+def text_turns(messages: list[dict[str, Any]]) -> list[dict[str, str]] | None:
     """Role and text of each turn; None where there is more to one than that."""
     turns = []
     for message in messages:

@@ -1,4 +1,5 @@
-"""How much an owner may ask: requests in a minute, the teacher's tokens in a day.
+"""How much may be asked: an owner's requests in a minute and tokens of the teacher in a day, and what second looks at
+answers may spend.
 
 Each router counts its own and learns of the others' when it reports (`Usage.exchange`), so nothing on the way of a
 request waits for another process; what the others let through in that second is what the limit can be exceeded by.
@@ -6,6 +7,7 @@ request waits for another process; what the others let through in that second is
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,8 +16,10 @@ from distill_ray.config.serve import LimitsConfig
 from distill_ray.errors import ApiError
 
 MINUTE, DAY = 60, 86_400
+# What is counted, over how many seconds; tokens of looks at a candidate ("shadow") for as long as it is one.
+PERIODS = {"requests": MINUTE, "tokens": DAY, "drift": DAY, "shadow": math.inf}
 
-Entry = tuple[str, str, int]  # what ("requests" | "tokens"), owner, start of the minute or day
+Entry = tuple[str, str, int]  # what, whose (an owner; the candidate's version; "" for drift), start of the period
 
 
 class Limits:
@@ -33,7 +37,7 @@ class Limits:
 
     def admit(self, owner: str) -> None:
         """Count a request. Raises ApiError: 429, there were too many in this minute."""
-        entry, left = self._entry("requests", owner, MINUTE)
+        entry, left = self._entry("requests", owner)
         most = self._config.requests_per_minute
         if most is not None and self._own[entry] + self._all[entry] >= most:
             raise _too_many(f"{most} requests a minute are allowed", left, "rate_limit_exceeded")
@@ -41,14 +45,19 @@ class Limits:
 
     def admit_teacher(self, owner: str) -> None:
         """Raises ApiError: 429, the day's tokens of the teacher are spent."""
-        entry, left = self._entry("tokens", owner, DAY)
+        _, left = self._entry("tokens", owner)
         most = self._config.teacher_tokens_per_day
-        if most is not None and self._own[entry] + self._all[entry] >= most:
+        if most is not None and self.is_spent("tokens", owner, most):
             raise _too_many(f"{most} tokens of the large model a day are allowed", left, "insufficient_quota")
 
-    def spent(self, owner: str, tokens: int) -> None:
+    def is_spent(self, what: str, whose: str, most: int) -> bool:
+        """Whether that much was used in this period, as far as this router knows."""
+        entry, _ = self._entry(what, whose)
+        return self._own[entry] + self._all[entry] >= most
+
+    def spent(self, whose: str, tokens: int, what: str = "tokens") -> None:
         """The teacher's answer took so many."""
-        self._own[self._entry("tokens", owner, DAY)[0]] += tokens
+        self._own[self._entry(what, whose)[0]] += tokens
 
     def report(self) -> dict[Entry, int]:
         """What is new since the last report. Counted as everybody's from now on."""
@@ -60,10 +69,10 @@ class Limits:
         """What everybody has used, this router's reports included."""
         self._all = Counter(totals)
 
-    def _entry(self, what: str, owner: str, period: int) -> tuple[Entry, float]:
-        now = self._clock()
-        start = int(now // period) * period
-        return (what, owner, start), start + period - now
+    def _entry(self, what: str, whose: str) -> tuple[Entry, float]:
+        now, period = self._clock(), PERIODS[what]
+        start = 0 if math.isinf(period) else int(now // period * period)
+        return (what, whose, start), start + period - now
 
 
 class Usage:
@@ -79,10 +88,10 @@ class Usage:
         self._clock = clock
 
     def exchange(self, report: dict[Entry, int]) -> dict[Entry, int]:
-        """Add a router's report; returns the totals of the running minute and day."""
+        """Add a router's report; returns the totals of the running periods."""
         self._totals.update(report)
         now = self._clock()
-        for entry in [e for e in self._totals if e[2] + (MINUTE if e[0] == "requests" else DAY) <= now]:
+        for entry in [e for e in self._totals if e[2] + PERIODS.get(e[0], 0) <= now]:
             del self._totals[entry]
         return dict(self._totals)
 

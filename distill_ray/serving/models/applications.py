@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from distill_ray.config.engine import BaseEngineConfig, Replicas
 from distill_ray.config.serve import ScalingConfig
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.serving.backends import student_server
 from distill_ray.serving.models.engine import EngineModel
 from distill_ray.serving.models.vllm import VllmModel
 from distill_ray.serving.names import AppNames
@@ -63,13 +65,16 @@ def scaled(replicas: Replicas, scaling: ScalingConfig) -> dict[str, Any]:
 
 
 def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
-    """What runs the student of the bundle in `folder`, in this cluster.
+    """What runs the student of the bundle in `folder`.
 
     Raises:
         BundleError: it cannot be read.
         ConfigError: that engine cannot run this student.
     """
     spec = read_manifest(folder).student
+    server = student_server(config, spec)
+    if server is not None:
+        return server
     engine = config.serve.student
     if engine is None:
         engine = HfEngineConfig() if spec.is_encoder_decoder else VllmEngineConfig(gpus=config.teacher.num_gpus and 1)
@@ -93,9 +98,23 @@ def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
     return engine.model_copy(update=values)
 
 
+def why_failed(status: Any) -> str | None:
+    """What Serve's controller says of an application of which a deployment failed, in a line; None: of none."""
+    for name, deployment in status.deployments.items():
+        if "FAILED" in deployment.status or "UNHEALTHY" in deployment.status:
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            return f"{name}: {lines[-1] if lines else deployment.status}"
+    return None
+
+
 def require_runnable(config: RunConfig, folder: Path) -> None:
     """Raises ConfigError: what the config says cannot run the student of the bundle in `folder`, or not so."""
-    engine = student_engine(config, folder)
+    engine, spec = student_engine(config, folder), read_manifest(folder).student
+    if spec.kind == "remote" and spec.api_key_env is not None and not os.environ.get(spec.api_key_env):
+        raise ConfigError(
+            f"{folder}: its student is {spec.base} at {spec.base_url}, and the environment variable "
+            f"{spec.api_key_env}, with the key, is not set; run `export {spec.api_key_env}=...` first"
+        )
     if config.serve.cascade is not None and not isinstance(engine, VllmEngineConfig | OpenAIEngineConfig):
         raise ConfigError(
             f"serve.cascade: it looks at the log-probabilities of the student's tokens, and the `{engine.type}` engine "
@@ -103,7 +122,9 @@ def require_runnable(config: RunConfig, folder: Path) -> None:
         )
 
 
-def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application:
-    """The student of the bundle in `folder`. Raises as `student_engine`."""
-    version = read_manifest(folder).version
-    return application(student_engine(config, folder), names.student(version), logs, config.serve.scaling)
+def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application | None:
+    """The student of the bundle in `folder`; None: it is a server somewhere else. Raises as `student_engine`."""
+    engine, version = student_engine(config, folder), read_manifest(folder).version
+    if isinstance(engine, OpenAIEngineConfig):
+        return None
+    return application(engine, names.student(version), logs, config.serve.scaling)

@@ -1,7 +1,7 @@
 """A bundle: one immutable, versioned folder with all that belongs to one student.
 
     bundle.json        what it is: version, context, prompt form, embedder, decision, threshold, hashes of all files
-    student/           weights or adapter, tokenizer
+    student/           weights or adapter, tokenizer; a remote student has none
     index/             nearest trained requests (`index.py`)
     entries.arrow      per row of the index: example id, text, fingerprint, how well the student does there
     calibration.json   curve.json   curve.svg   how the threshold came about
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from distill_ray.errors import BundleError
 from distill_ray.records import Message
 from distill_ray.serving.routing.index import NearestIndex
-from distill_ray.serving.routing.manifest import FORMAT, Manifest
+from distill_ray.serving.routing.manifest import FORMAT, Manifest, seal_of
 
 # What a bundle may hold. `.model` and `.txt` are vocabularies of tokenizers.
 SAFE_SUFFIXES = frozenset({".json", ".safetensors", ".arrow", ".faiss", ".svg", ".md", ".jinja", ".txt", ".model"})
@@ -66,7 +66,7 @@ class Bundle:
 
     @property
     def student_folder(self) -> Path:
-        """Weights or adapter, with the tokenizer."""
+        """Weights or adapter, with the tokenizer; not there for a remote student."""
         return self.folder / "student"
 
     @cached_property
@@ -92,7 +92,7 @@ def write_bundle(
     folder: Path,
     manifest: Manifest,
     *,
-    student: Path,
+    student: Path | None,
     index: NearestIndex,
     entries: pa.Table,
     reports: Mapping[str, bytes],
@@ -103,6 +103,7 @@ def write_bundle(
         folder: its place.
         manifest: with `files` and `seal` still empty.
         student: folder with weights and tokenizer; files of unsafe kinds in it are an error, hidden ones are left out.
+            None for a remote student, and for no other.
         index: over the vectors of `entries`, row by row.
         entries: an ENTRIES_SCHEMA table.
         reports: further files by name (calibration.json, curve.svg, ...).
@@ -110,14 +111,13 @@ def write_bundle(
     Raises:
         BundleError: a file of a kind that a bundle may not hold, or the disk is full.
     """
+    assert (student is None) == (manifest.student.kind == "remote"), manifest.student.kind
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.parent / f".tmp-{secrets.token_hex(6)}-{folder.name}"
     try:
-        (scratch / "student").mkdir(parents=True)
-        for file in _visible_files(student):
-            _require_safe(student / file)
-            (scratch / "student" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(student / file, scratch / "student" / file)
+        scratch.mkdir()
+        if student is not None:
+            _copy_safe(student, scratch / "student")
         index.save(scratch / "index")
         with pa.OSFile(str(scratch / "entries.arrow"), "wb") as sink, pa.ipc.new_file(sink, ENTRIES_SCHEMA) as writer:
             writer.write_table(entries.cast(ENTRIES_SCHEMA))
@@ -159,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(record)
     except ValidationError as error:
         raise _damaged(path, f"{error.error_count()} keys are wrong") from error
-    if manifest.sealed().seal != manifest.seal:
+    if seal_of(record) != manifest.seal:
         raise _damaged(path, "its content is not what was written")
     return manifest
 
@@ -216,6 +216,15 @@ def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bo
     return Bundle(folder, manifest, index, outcomes_N, entries.combine_chunks())
 
 
+def learnt_entries(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a bundle's index, as records of ENTRIES_SCHEMA. Raises BundleError: they cannot be read."""
+    try:
+        with pa.memory_map(str(folder / "entries.arrow")) as source:
+            return pa.ipc.open_file(source).read_all().to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(folder / "entries.arrow", str(error)) from error
+
+
 def version_of(*parts: Any) -> str:
     """A bundle's version: 12 hex characters of a hash over all that it is made from (JSON values)."""
     content = json.dumps([FORMAT, *parts], ensure_ascii=False, sort_keys=True, default=str)
@@ -230,6 +239,14 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 def utc_now() -> str:
     """For `created` and the history."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _copy_safe(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in _visible_files(source):
+        _require_safe(source / file)
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
 
 
 def _put_in_place(scratch: Path, folder: Path) -> None:

@@ -1,8 +1,10 @@
 """The bundles of a service: installed side by side, one of them current.
 
-    VERSION/        an installed bundle, never changed
-    current.json    which one serves, and which ones did before it: promoting and going back are one move of this file
-    history.jsonl   every move, with its time; only ever appended to
+    VERSION/         an installed bundle, never changed
+    current.json     which one serves, and which ones did before it: promoting and going back are one move of this file
+    candidate.json   which one is to be up beside it, and what share of the traffic it is tried on
+    fence.json       the newest lease of a flywheel that was here: an older one may not promote
+    history.jsonl    every move, with its time; only ever appended to
 
 Routers read `current.json` and load what it names; nobody writes into an installed bundle.
 """
@@ -10,18 +12,34 @@ Routers read `current.json` and load what it names; nobody writes into an instal
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_ray.errors import BundleError
+from distill_ray.errors import BundleError, LeaseLost
 from distill_ray.serving.routing.bundle import VERSION_PATTERN, Bundle, check_files, load_bundle, read_manifest, utc_now
 from distill_ray.serving.routing.manifest import Manifest
+
+NOTHING = "none"  # to go back to: the teacher answers everything
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A bundle that is up and does not serve."""
+
+    version: str
+    share: float = 0.0
+    """Of the requests that it would get, which it answers in the shadow."""
+
+    max_tokens: int = 0
+    """Teacher tokens that may be spent on that."""
 
 
 class Bundles:
@@ -64,7 +82,7 @@ class Bundles:
         check_files(source, manifest)
         target = self.folder / manifest.version
         scratch = self.folder / f".tmp-{secrets.token_hex(6)}-{manifest.version}"
-        with self._locked():
+        with self.locked():
             if target.exists():
                 with contextlib.suppress(BundleError):
                     check_files(target, read_manifest(target))
@@ -93,29 +111,48 @@ class Bundles:
         """These and the current one."""
         return self._pointer()
 
-    def promote(self, version: str) -> None:
+    def promote(self, version: str, token: int | None = None) -> None:
         """Make an installed bundle the current one. Nothing happens if it is.
+
+        Args:
+            version: of the bundle.
+            token: of the lease of who does it (`fence`); None: a person, who always may.
 
         Raises:
             BundleError: it is not installed, or not whole.
+            LeaseLost: somebody with a newer lease has been here.
         """
         check_files(self.path(version), read_manifest(self.path(version)))
-        with self._locked():
+        with self.locked():
+            self._require_newest(token)
             versions = self._pointer()
             if versions[-1:] != [version]:
                 self._move([*versions, version], "promote")
 
-    def rollback(self, version: str | None = None) -> str:
+    def rollback(self, version: str | None = None, *, only_from: str | None = None) -> str | None:
         """Go back, to the bundle before the current one or to an earlier one. Returns the version that serves now.
 
+        Args:
+            version: an earlier one, or NOTHING. Default: the one before.
+            only_from: the one that is to go, for who knows no more than that it is bad.
+
         Raises:
-            BundleError: there is none before, it never was current, or it is not whole.
+            BundleError: there is none before, it never was current, or it is not whole; or another one than `only_from`
+                is current by now.
         """
-        with self._locked():
+        with self.locked():
             versions = self._pointer()
+            if only_from is not None and versions[-1:] != [only_from]:
+                raise BundleError(f"{self.folder}: {only_from} is not current any more; nothing was moved")
             earlier = versions[:-1]
-            if version is None and not earlier:
-                raise BundleError(f"{self.folder}: no bundle was current before {self.current() or 'the first'}")
+            if version == NOTHING and versions:
+                self._move([], "rollback")
+                return None
+            if version in (None, NOTHING) and not earlier:
+                raise BundleError(
+                    f"{self.folder}: no bundle was current before {self.current() or 'the first'}"
+                    + (f"; `rollback ... {NOTHING}` leaves everything to the teacher" if versions else "")
+                )
             to = earlier[-1] if version is None else version
             if to not in earlier:
                 known = ", ".join(dict.fromkeys(reversed(earlier))) or "none"
@@ -125,6 +162,70 @@ class Bundles:
             check_files(self.path(to), read_manifest(self.path(to)))
             self._move(earlier[: len(earlier) - earlier[::-1].index(to)], "rollback")
             return to
+
+    def fence(self, token: int) -> None:
+        """From now on nobody with an older lease may promote.
+
+        Raises:
+            LeaseLost: a newer one has been here.
+        """
+        with self.locked():
+            self._require_newest(token)
+            _replace(self.folder / "fence.json", {"token": token})
+
+    def fenced(self) -> int:
+        """The newest lease that was here; 0: none was. Raises BundleError: the file is damaged."""
+        try:
+            return int(json.loads((self.folder / "fence.json").read_text(encoding="utf-8"))["token"])
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{self.folder}/fence.json: damaged ({error}); delete it while no flywheel runs"
+            ) from error
+
+    def _require_newest(self, token: int | None) -> None:
+        if token is not None and token < (newest := self.fenced()):
+            raise LeaseLost(
+                f"{self.folder}: another run of the flywheel took over (lease {newest}, this one has {token}); "
+                "nothing was promoted"
+            )
+
+    def candidate(self) -> Candidate | None:
+        """The bundle that is to be up beside the current one; None: no one."""
+        try:
+            return Candidate(**json.loads((self.folder / "candidate.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleError(f"{self.folder}/candidate.json: damaged ({error}); delete it") from error
+
+    def set_candidate(self, candidate: Candidate | None) -> None:
+        """Have an installed bundle's student brought up beside the current one; None: let go of it.
+
+        Raises:
+            BundleError: it is not installed.
+        """
+        with self.locked():
+            if candidate is None:
+                (self.folder / "candidate.json").unlink(missing_ok=True)
+            else:
+                self.path(candidate.version)
+                _replace(self.folder / "candidate.json", dataclasses.asdict(candidate))
+
+    def prune(self, keep: int) -> list[str]:
+        """Remove the oldest bundles beyond so many, never one that may be gone back to at once. Returns their versions.
+
+        The current one, the one before it and the candidate stay in any case.
+        """
+        with self.locked():
+            versions, candidate = self._pointer(), self.candidate()
+            needed = {*versions[-2:], *([candidate.version] if candidate else [])}
+            installed = [manifest.version for manifest in self.list()]
+            gone = [version for version in installed if version not in needed][: max(0, len(installed) - keep)]
+            for version in gone:
+                shutil.rmtree(self.folder / version)
+            return gone
 
     def history(self) -> list[dict[str, Any]]:
         """Every move: time, action, version, from. Oldest first."""
@@ -149,15 +250,15 @@ class Bundles:
 
     def _move(self, versions: list[str], action: str) -> None:
         """History first: a move that was noted and not made does no harm, one that nobody knows of does."""
-        record = {"time": utc_now(), "action": action, "version": versions[-1], "from": self.current()}
+        to = versions[-1] if versions else None
+        record = {"time": utc_now(), "action": action, "version": to, "from": self.current()}
         _write(self.folder / "history.jsonl", json.dumps(record) + "\n", os.O_APPEND)
-        scratch = self.folder / f".tmp-{secrets.token_hex(6)}-current.json"
-        _write(scratch, json.dumps({"version": versions[-1], "versions": versions, "since": record["time"]}) + "\n", 0)
-        os.replace(scratch, self.folder / "current.json")
+        pointer = {"version": record["version"], "versions": versions, "since": record["time"]}
+        _replace(self.folder / "current.json", pointer)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time; the kernel lets go when the process ends."""
+    def locked(self) -> Iterator[None]:
+        """Hold the pointer still: one writer at a time. The kernel lets go when the process ends."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / ".lock", "a", encoding="utf-8") as file:
@@ -165,6 +266,13 @@ class Bundles:
                 yield
         except OSError as error:
             raise BundleError(f"{self.folder}: cannot use this folder ({error}); give one you may write to") from error
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    """Change a small file in one move."""
+    scratch = path.parent / f".tmp-{secrets.token_hex(6)}-{path.name}"
+    _write(scratch, json.dumps(content) + "\n", 0)
+    os.replace(scratch, path)
 
 
 def _write(path: Path, text: str, flags: int) -> None:

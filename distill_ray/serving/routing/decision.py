@@ -43,7 +43,7 @@ def features_of(
         [
             similarities_K[0],
             similarities_K.mean(),
-            np.average(outcomes_K, weights=weights_K),
+            (outcomes_K * weights_K).sum() / weights_K.sum(),
             math.log1p(num_chars),
             "numbers" in differs,
             "negation" in differs,

@@ -177,7 +177,7 @@ def _order(marks: Marks) -> dict[str, str]:
 
 def _negates(words: frozenset[str], plain: frozenset[str]) -> bool:
     for word in words:
-        for prefix in NEGATIVE_PREFIXES:
+        for prefix in NEGATIVE_PREFIXES if word.startswith(NEGATIVE_PREFIXES) else ():
             rest = word[len(prefix) :]
             if len(rest) >= MIN_STEM and word.startswith(prefix) and rest in plain:
                 return True

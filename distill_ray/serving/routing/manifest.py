@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from distill_ray.config import ParseConfig, SamplingConfig
-from distill_ray.config.base import Config
+from distill_ray.config.base import Config, ServerUrl
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.serving.routing.decision import DecisionModel
 
@@ -38,13 +40,19 @@ class PromptForm(Config):
 
 
 class StudentSpec(Config):
-    """What runs the student. Its files are the bundle's `student/`."""
+    """What runs the student. Its files, if it has any, are the bundle's `student/`."""
 
-    kind: Literal["full", "adapter"]
-    """full: a model in Hugging Face format. adapter: LoRA, to put on `base`."""
+    kind: Literal["full", "adapter", "remote"]
+    """full: a model in Hugging Face format. adapter: LoRA, to put on `base`. remote: a server somewhere else has it."""
 
     base: str | None = None
-    """For an adapter: the model below it."""
+    """For an adapter: the model below it. For a remote one: its name at that server."""
+
+    base_url: ServerUrl | None = None
+    """For a remote one: the server's API."""
+
+    api_key_env: str | None = None
+    """For a remote one: name of the environment variable with its key; null where it asks for none."""
 
     revision: str | None = None
     """Of `base`."""
@@ -69,6 +77,12 @@ class StudentSpec(Config):
 
     trust_remote_code: bool = False
     """As in the run."""
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> StudentSpec:
+        if (self.kind == "remote") != (self.base_url is not None) or (self.kind == "remote" and not self.base):
+            raise ValueError("a remote student, and no other, has a base_url, and its name there in base")
+        return self
 
 
 class Manifest(Config):
@@ -142,8 +156,13 @@ class Manifest(Config):
 
     def sealed(self) -> Manifest:
         """With its seal."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"seal"}), ensure_ascii=False, sort_keys=True)
-        return self.model_copy(update={"seal": hashlib.sha256(content.encode()).hexdigest()})
+        return self.model_copy(update={"seal": seal_of(self.model_dump(mode="json"))})
+
+
+def seal_of(record: Mapping[str, Any]) -> str:
+    """sha256 of what `bundle.json` says beside its seal: as it stands there, for an older one knows fewer keys."""
+    content = {key: value for key, value in record.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _text(content: Any) -> str:

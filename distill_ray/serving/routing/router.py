@@ -96,7 +96,13 @@ def screen(bundle: Bundle | None, key: RequestKey) -> Decision | None:
     return None
 
 
-def decide(bundle: Bundle | None, key: RequestKey, vector_D: np.ndarray | None, guard: Guard | None = None) -> Decision:
+def decide(
+    bundle: Bundle | None,
+    key: RequestKey,
+    vector_D: np.ndarray | None,
+    guard: Guard | None = None,
+    floor: float = 0.0,
+) -> Decision:
     """Who answers a request.
 
     Args:
@@ -104,6 +110,7 @@ def decide(bundle: Bundle | None, key: RequestKey, vector_D: np.ndarray | None, 
         key: of the request, without the bundle's context, made with the bundle's `ignore`.
         vector_D: of `key.text`, of unit length; None: the embedder failed.
         guard: the service's; a bundle chosen with a strict guard stays strict. Default: the bundle's.
+        floor: a threshold that counts where it is above the bundle's.
     """
     screened = screen(bundle, key)
     if screened is not None:
@@ -115,7 +122,7 @@ def decide(bundle: Bundle | None, key: RequestKey, vector_D: np.ndarray | None, 
     if not len(rows_K):
         return Decision("teacher", Reason.OTHER_FINGERPRINT)
     outcomes_K, nearest = bundle.outcomes_N[rows_K], bundle.text(int(rows_K[0]))
-    found = weigh(bundle.manifest, key.text, vector_D, similarities_K, outcomes_K, nearest, guard)
+    found = weigh(bundle.manifest, key.text, vector_D, similarities_K, outcomes_K, nearest, guard, floor)
     neighbours = tuple(zip(rows_K.tolist(), similarities_K.tolist(), strict=True))
     return Decision(found.route, found.reason, found.similarity, found.score, neighbours)
 
@@ -144,6 +151,7 @@ def weigh(
     outcomes_K: np.ndarray,
     nearest: str,
     guard: Guard | None = None,
+    floor: float = 0.0,
 ) -> Decision:
     """The decision once the nearest trained requests are known.
 
@@ -155,6 +163,7 @@ def weigh(
         outcomes_K: how well the student does on each.
         nearest: text of the most similar one.
         guard: see `decide`.
+        floor: see `decide`.
     """
     similarity = float(similarities_K[0])
     marks, marks_of_nearest = marks_of(text), _marks_of_trained(nearest)
@@ -168,6 +177,6 @@ def weigh(
         return Decision("teacher", first, similarity, score)
     if is_strict and contains_and_adds(marks, marks_of_nearest):
         return Decision("teacher", Reason.GUARD_ADDS, similarity, score)
-    if not score >= rule.threshold:  # a NaN is no probability
+    if not score >= max(rule.threshold, floor):  # a NaN is no probability
         return Decision("teacher", Reason.BELOW_THRESHOLD, similarity, score)
     return Decision("student", Reason.GOOD, similarity, score)

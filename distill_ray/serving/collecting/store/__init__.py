@@ -7,9 +7,9 @@ from pathlib import Path
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError
-from distill_ray.serving.collecting.store.base import ALL, Deletion, PairStore, Selection
+from distill_ray.serving.collecting.store.base import ALL, Deletion, Lease, PairStore, Selection, Where
 
-__all__ = ["ALL", "Deletion", "PairStore", "Selection", "make_store"]
+__all__ = ["ALL", "Deletion", "Lease", "PairStore", "Selection", "Where", "make_store"]
 
 
 def make_store(config: StoreConfig, folder: str | Path) -> PairStore:

@@ -4,7 +4,8 @@ A pair is stored once, by its id, in numbered batches; a snapshot is the number 
 and what is deleted leaves it too. A deletion is written down (when, what kind, how many, which ids; no text, no name)
 before anything is removed. That record is what keeps a pair deleted that still waits in a spool, or is sent again.
 
-One process adds (the writer). Any number may read, delete and mark meanwhile.
+One process adds (the writer). Any number may read, delete and mark meanwhile. Who trains on the pairs holds their lease
+(flywheel/lease.py); a store only keeps it, and swaps it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair, pairs_table
 
@@ -52,6 +54,31 @@ class Deletion:
     pair_ids: tuple[str, ...]
     last_batch: int  # stored by then: its number is not given again, though nothing may be left of it
     owner_hash: str | None = None  # set where everything of an owner was deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the holder of a lease runs."""
+
+    host: str = ""  # its name, for people
+    machine: str = ""  # the kernel's boot and the name space of the pid; empty: it cannot be told
+    pid: int = 0
+    started: int = 0  # of the process, in ticks after that boot, whatever the clock says
+    since: str = ""  # the same by the clock, UTC, for people
+    folder: str = ""  # of the service
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who is at work on a store. The first one is free, and the same on all stores."""
+
+    token: int = 0  # grows with each holder
+    beat: int = 0  # grows while one holds it
+    holder: str = ""  # a name that nobody else ever had; empty: free
+    where: Where = Where()
+
+
+LEASE = TypeAdapter(Lease)  # to JSON and back; what another version wrote beside it is passed over
 
 
 @dataclass(slots=True)
@@ -168,6 +195,20 @@ class PairStore(ABC):
         """A number that stands for all pairs stored by now: `Selection(until=...)`. What is deleted later leaves it."""
         return self._last_batch()
 
+    def lease(self) -> Lease:
+        """Who is at work on this store, read anew."""
+        return self._lease()
+
+    def swap_lease(self, before: Lease, after: Lease) -> bool:
+        """Put a lease in the place of another, if that one is still there. Returns whether it is there now.
+
+        Of all who swap the same one, with holders or beats of their own, at most one hears True. Who hears False, or
+        meets a StoreError, has to look who has it: his own swap may have come through and been swapped again, or may
+        yet come through.
+        """
+        self._swap_lease(before, after)
+        return self._lease() == after
+
     def compact(self) -> None:
         """Finish deletions that were interrupted, and put the store's files in order."""
         gone = self._read_tombstones()
@@ -227,6 +268,17 @@ class PairStore(ABC):
 
     @abstractmethod
     def _compact(self) -> None: ...
+
+    @abstractmethod
+    def _lease(self) -> Lease:
+        """Written last; `Lease()` where none ever was."""
+
+    @abstractmethod
+    def _swap_lease(self, before: Lease, after: Lease) -> None:
+        """Atomically write `after` if `before` is there, also where neither of them ever was.
+
+        It may have no effect though it seems to: whoever asks looks again.
+        """
 
     # -- shared --------------------------------------------------------------------------------------------------
 

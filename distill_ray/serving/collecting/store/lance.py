@@ -2,6 +2,7 @@
 
     URL/pairs.lance             the pairs; `lancedb.connect(URL)` opens it too
     URL/pairs_deletions.lance   what was deleted, append-only
+    URL/pairs_lease/            who is at work on them (lease_files.py)
 
 Lance keeps old versions of a dataset. A deletion rewrites the files that held the pairs and drops the versions that
 still did; the scheduled compaction drops those older than an hour. What a compaction had written when another process
@@ -25,7 +26,8 @@ import pyarrow as pa
 
 from distill_ray.errors import StoreError
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
-from distill_ray.serving.collecting.store.base import Deletion, PairStore, Selection, newest_batch
+from distill_ray.serving.collecting.store.base import Deletion, Lease, PairStore, Selection, newest_batch
+from distill_ray.serving.collecting.store.lease_files import LeaseFiles
 
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ class LanceStore(PairStore):
         super().__init__()
         self._pairs = _Dataset(f"{url.rstrip('/')}/{collection}.lance", PAIR_SCHEMA)
         self._deletions = _Dataset(f"{url.rstrip('/')}/{collection}_deletions.lance", DELETION_SCHEMA)
+        self._leases = LeaseFiles(f"{url.rstrip('/')}/{collection}_lease")
 
     def _insert(self, table: pa.Table) -> int:
         def merge(dataset: Any) -> int:
@@ -108,6 +111,12 @@ class LanceStore(PairStore):
 
     def _log_version(self) -> object:
         return self._deletions.use(lambda dataset: dataset.version, 0)
+
+    def _lease(self) -> Lease:
+        return self._leases.read()
+
+    def _swap_lease(self, before: Lease, after: Lease) -> None:
+        self._leases.swap(before, after)
 
     def _compact(self) -> None:
         self._rewrite(KEPT_VERSIONS)

@@ -2,6 +2,7 @@
 
     COLLECTION             a point per pair, its columns as payload
     COLLECTION_deletions   what was deleted, append-only
+    COLLECTION_lease       who is at work on them: one point
 
 The points have no vector: no nearest neighbour is ever asked of the store (the bundle's index answers that), and a
 collection has one size of vector, while embedders change. The embedding is part of the payload, as base64.
@@ -24,7 +25,7 @@ from qdrant_client.http.exceptions import ApiException
 
 from distill_ray.errors import StoreError
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
-from distill_ray.serving.collecting.store.base import Deletion, PairStore, Selection
+from distill_ray.serving.collecting.store.base import LEASE, Deletion, Lease, PairStore, Selection
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -35,6 +36,8 @@ INDEXED = {
     "indexed_by": models.PayloadSchemaType.KEYWORD,
     "batch": models.PayloadSchemaType.INTEGER,
 }
+LEASE_INDEXED = {"token": models.PayloadSchemaType.INTEGER, "beat": models.PayloadSchemaType.INTEGER}
+LEASE_ID = str(uuid.UUID(int=0))
 IDS_PER_QUERY = 10_000
 IDS_PER_RECORD = 10_000  # of deletions: a request has a limit
 
@@ -53,7 +56,8 @@ class QdrantStore(PairStore):
         self._client = client
         self._pairs = collection
         self._deletions = f"{collection}_deletions"
-        self._has_payload_indexes = has_payload_indexes
+        self._leases = f"{collection}_lease"
+        self._indexed = {self._pairs: INDEXED, self._leases: LEASE_INDEXED} if has_payload_indexes else {}
         self._there: set[str] = set()  # collections that exist
 
     def _insert(self, table: pa.Table) -> int:
@@ -144,6 +148,29 @@ class QdrantStore(PairStore):
     def _compact(self) -> None:
         """The server's optimizer does it."""
 
+    def _lease(self) -> Lease:
+        with self._translated():
+            if not self._exists(self._leases):
+                return Lease()
+            points = self._client.retrieve(self._leases, [LEASE_ID], consistency=models.ReadConsistencyType.MAJORITY)
+            return LEASE.validate_python(points[0].payload) if points else Lease()
+
+    def _swap_lease(self, before: Lease, after: Lease) -> None:
+        """The filter is the condition: a shard makes one change after the other, and a strong order goes by its leader.
+
+        Only the very first point needs a server that knows INSERT_ONLY, or one runner at that moment.
+        """
+        strong = models.WriteOrdering.STRONG
+        with self._translated():
+            self._make(self._leases)
+            if not self._client.retrieve(self._leases, [LEASE_ID]):
+                first = models.PointStruct(id=LEASE_ID, vector={}, payload=LEASE.dump_python(Lease()))
+                mode = models.UpdateMode.INSERT_ONLY
+                self._client.upsert(self._leases, [first], wait=True, ordering=strong, update_mode=mode)
+            same = models.Filter(must=[_is("token", before.token), _is("beat", before.beat)])
+            payload = LEASE.dump_python(after)
+            self._client.set_payload(self._leases, payload, points=same, wait=True, ordering=strong)
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
@@ -172,10 +199,13 @@ class QdrantStore(PairStore):
     def _make(self, collection: str) -> None:
         if self._exists(collection):
             return
-        self._client.create_collection(collection, vectors_config={})
-        if self._has_payload_indexes and collection == self._pairs:
-            for name, kind in INDEXED.items():
-                self._client.create_payload_index(collection, name, kind, wait=True)
+        try:
+            self._client.create_collection(collection, vectors_config={})
+        except (ApiException, ValueError):
+            if not self._exists(collection):  # somebody else was not faster
+                raise
+        for name, kind in self._indexed.get(collection, {}).items():
+            self._client.create_payload_index(collection, name, kind, wait=True)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -222,5 +252,5 @@ def _filter(where: Selection) -> models.Filter | None:
     return models.Filter(must=must) if must else None
 
 
-def _is(key: str, value: str | bool) -> models.FieldCondition:
+def _is(key: str, value: str | int) -> models.FieldCondition:
     return models.FieldCondition(key=key, match=models.MatchValue(value=value))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from distill_ray.flywheel.bounds import difference_bound, lower_bound, upper_bound
+from distill_ray.serving.calibration.anytime import difference_bound, lower_bound, upper_bound
 
 ALPHA = 0.05
 values = st.lists(st.floats(0, 1), max_size=60)

@@ -1,0 +1,300 @@
+"""Kill -9 of `distill-ray flywheel run`, at every step's end and at random moments. `make flywheel-kills`.
+
+    python benchmarks/flywheel_kills.py --kills 50 --out kills.json
+
+A cycle is run once without a kill. Then the same pairs in another folder: the process is killed as soon as the file of
+a step appears, step by step, and then at random moments, again and again; after each kill the same command goes on.
+Whenever a cycle comes to its end, more pairs arrive, and the next one begins. After every kill:
+
+    no pair is lost; none is marked that no promoted bundle learnt; the pointer names a whole bundle; pairs that came
+    while a cycle was on are not in it
+
+and in the end the first bundle is the very one of the run that nobody disturbed: the same version, which is a hash of
+weights, index, threshold and all else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_ray.config import load_config
+from distill_ray.demo import language_rows
+from distill_ray.flywheel.cycles import STEPS, Cycles
+from distill_ray.serving.collecting.answer import Answer
+from distill_ray.serving.collecting.marks import learnt_pairs
+from distill_ray.serving.collecting.pairs import Pair, make_pair
+from distill_ray.serving.collecting.store import PairStore, Selection, make_store
+from distill_ray.serving.routing.bundle import load_bundle
+from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.conversation import request_key
+
+LABELS = ("de", "tr")
+FIRST, MORE, LATE = 300, 220, 3  # pairs: of the first cycle, of each other one, and after each kill
+LONGEST_S = 900.0
+
+
+def pairs(count: int, seed: int) -> list[Pair]:
+    """Sentences of two languages, whose name the teacher said."""
+    found = []
+    for row in [row for row in language_rows(16 * count, seed=seed) if row["label"] in LABELS][:count]:
+        body = {"messages": [{"role": "user", "content": row["text"]}]}
+        answer = Answer(row["label"], "stop", model="large", prompt_tokens=480, completion_tokens=20)
+        key = request_key(body, [])
+        found.append(
+            make_pair(
+                body,
+                answer,
+                messages=body["messages"],
+                teacher="openai:large",
+                owner="shop",
+                fingerprint=key.fingerprint,
+            )
+        )
+    return found
+
+
+def write_config(folder: Path) -> Path:
+    """Of a student that learns this in seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = {
+        "name": "kills",
+        "recipe": {"type": "context", "context": {"text": "Say which language it is."}, "query": "{{ text }}"},
+        "data": {"source": "unused.jsonl"},
+        "teacher": {"type": "fake", "sampling": {"max_tokens": 8}},
+        "student": {"model": "demo"},
+        "train": {
+            "max_steps": 36,
+            "epochs": 20,
+            "learning_rate": 1.0e-3,
+            "max_tokens_per_batch": 1024,
+            "validate_every": 9,  # checkpoints to go on from
+            "cpus_per_worker": 2,
+            "tensorboard": False,
+        },
+        "evaluate": {"engine": "hf"},
+        "calibrate": {"error_budget": 0.2, "confidence": 0.8},
+        "serve": {"folder": str(folder / "service")},
+        "flywheel": {
+            "min_pairs": 200,
+            "holdout": 0.3,
+            "lora": None,
+            "gate": {"min_pairs": 30, "margin": 0.2, "cluster_pairs": 2, "cluster_floor": 0.6},
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@dataclass
+class World:
+    """A service's folder, and what is in it."""
+
+    config: Path
+    ids: set[str] = field(default_factory=set)
+    late: dict[int, set[str]] = field(default_factory=dict)
+    """By cycle: what came when it had begun."""
+
+    @property
+    def service(self) -> Path:
+        """Its folder."""
+        return self.config.parent / "service"
+
+    @property
+    def store(self) -> PairStore:
+        """A connection of its own."""
+        return make_store(load_config(self.config).serve.collect.store, self.service)
+
+    @property
+    def bundles(self) -> Bundles:
+        """Of the service."""
+        return Bundles(self.service / "bundles")
+
+    def add(self, new: list[Pair], begun: int | None = None) -> None:
+        """Pairs arrive."""
+        self.store.add(new)
+        fresh = {pair.pair_id for pair in new} - self.ids
+        self.ids |= fresh
+        if begun is not None:
+            self.late.setdefault(begun, set()).update(fresh)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The command under test."""
+        command = [sys.executable, "-m", "distill_ray", "flywheel", "run", str(self.config)]
+        log = (self.config.parent / "runs.log").open("ab")
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def finish(self) -> None:
+        """Let it come to its end."""
+        process = self.start()
+        if process.wait(LONGEST_S) != 0:
+            raise SystemExit((self.config.parent / "runs.log").read_text()[-3000:])
+
+    def steps(self) -> tuple[int, int]:
+        """Number of the last cycle, and how many of its steps are done."""
+        cycles = Cycles(self.service).all()
+        if not cycles:
+            return 0, 0
+        return cycles[-1].number, sum(cycles[-1].files.exists(f"{step}.json") for step in STEPS)
+
+    def problems(self) -> list[str]:
+        """What is wrong after a kill."""
+        found = []
+        stored = {i for batch in self.store.scan(columns=["pair_id"]) for i in batch["pair_id"].to_pylist()}
+        if stored != self.ids:
+            found.append(f"{len(self.ids - stored)} pairs lost, {len(stored - self.ids)} came from nowhere")
+        versions = self.bundles.versions()
+        for version in versions:
+            load_bundle(self.bundles.path(version), None)  # raises where it is not whole
+        learnt = {i for version in versions for i in learnt_pairs(self.bundles.path(version))}
+        marked = {
+            record["pair_id"]: record["indexed_by"]
+            for batch in self.store.scan(Selection(indexed=True), ["pair_id", "indexed_by"])
+            for record in batch.to_pylist()
+        }
+        if wrong := [i for i, version in marked.items() if version not in versions or i not in learnt]:
+            found.append(f"{len(wrong)} pairs are marked that no promoted bundle learnt")
+        for cycle in Cycles(self.service).all():
+            if cycle.files.exists("snapshot.parquet") and cycle.result("snapshot") is not None:
+                ids = set(cycle.files.read_table("snapshot.parquet")["pair_id"].to_pylist())
+                if early := ids & self.late.get(cycle.number, set()):
+                    found.append(f"cycle {cycle.number} took {len(early)} pairs that came after its snapshot")
+        return found
+
+
+def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill so many runs; see the module docstring.
+
+    Args:
+        folder: scratch.
+        kills: how many.
+        seed: of the moments.
+
+    Raises:
+        SystemExit: a run that nobody killed failed.
+    """
+    first, chosen = pairs(FIRST, seed), random.Random(seed)
+    undisturbed, world = World(write_config(folder / "undisturbed")), World(write_config(folder / "killed"))
+    undisturbed.add(first)
+    began = time.monotonic()
+    undisturbed.finish()
+    usual_s = time.monotonic() - began
+    world.add(first)
+    problems: list[str] = []
+    where: Counter[str] = Counter()
+    done = completed = 0
+    while done < kills:
+        begun, before = world.steps()
+        process = world.start()
+        at_boundary = done < len(STEPS) or chosen.random() < 0.3
+        until = time.monotonic() + (LONGEST_S if at_boundary else chosen.uniform(1.0, 0.6 * usual_s))
+        while process.poll() is None and time.monotonic() < until:
+            if at_boundary and world.steps() not in ((begun, before), (0, 0)):
+                break
+            time.sleep(0.02)
+        is_over = process.poll() is not None
+        if is_over and process.returncode != 0:
+            raise SystemExit((world.config.parent / "runs.log").read_text()[-3000:])
+        if not is_over:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            done += 1
+            number, steps = world.steps()
+            where["boundary" if at_boundary else f"in {STEPS[min(steps, len(STEPS) - 1)]}"] += 1
+            print(f"kill {done}: cycle {number}, {steps} steps done", flush=True)
+            problems += world.problems()
+            if number and steps:
+                world.add(pairs(LATE, seed + 10_000 + done), begun=number)
+        elif Cycles(world.service).all()[-1].outcome != "too_few":
+            completed += 1
+        if is_over:
+            problems += world.problems()
+            world.add(pairs(MORE, seed + 1 + completed))
+    world.finish()
+    problems += world.problems()
+    cycles = [cycle for cycle in Cycles(world.service).all() if cycle.outcome not in (None, "too_few")]
+    return {
+        "kills": done,
+        "where": dict(where),
+        "cycles": {str(cycle.number): cycle.outcome for cycle in cycles},
+        "problems": problems,
+        "undisturbed": undisturbed.bundles.history()[0]["version"],
+        "killed": world.bundles.history()[0]["version"],
+        "pairs": len(world.ids),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """A Ray that outlives the killed drivers, so that each begins at once; its processes end with it."""
+    ray = str(Path(sys.executable).parent / "ray")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.update(token)
+    command = [ray, "start", "--head", "--block", "--port=0", "--num-cpus=4", "--disable-usage-stats",
+               "--include-dashboard=false", f"--temp-dir={folder}"]  # fmt: skip
+    log = folder / "head.log"
+    with log.open("wb") as output:
+        head = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := _address(log.read_text())):
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(log.read_text())
+            time.sleep(0.2)
+        os.environ["RAY_ADDRESS"] = found
+        yield
+    finally:
+        for name in ("RAY_ADDRESS", *token):
+            os.environ.pop(name, None)
+        head.send_signal(signal.SIGTERM)
+        head.wait(30)
+
+
+def _address(text: str) -> str | None:
+    for line in text.splitlines():
+        if "--address=" in line:
+            return line.split("--address=")[1].strip().strip("'\"")
+    return None
+
+
+def main() -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="fk", dir="/tmp"))  # Ray's sockets allow no long path
+    try:
+        with cluster(scratch):
+            result = kill_runs(scratch / "world", options.kills, options.seed)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps(result, indent=1))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if result["problems"] or result["undisturbed"] != result["killed"]:
+        raise SystemExit("something was lost, or the bundle is another one")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The step that makes the bundle: what was learnt in clusters that passed, and a threshold for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from distill_ray.config import StudentConfig
+from distill_ray.flywheel.gate import learnt, measurements
+from distill_ray.flywheel.students import candidate_spec
+from distill_ray.flywheel.work import Work
+from distill_ray.models import prompts_of
+from distill_ray.serving.calibration.assemble import Basis, make_bundle
+from distill_ray.serving.calibration.calibrate import served_form
+from distill_ray.serving.calibration.measured import Measured
+from distill_ray.serving.routing.manifest import NEVER, PromptForm
+
+COUNTED = 500  # prompts whose tokens are counted for the savings shown
+
+
+def bundle(work: Work) -> dict[str, Any]:
+    """Make the bundle of a candidate that passed the gate."""
+    form, context = served_form(work.config)
+    trained = work.cycle.needed("train")
+    is_here = "student" in trained  # and not at a vendor
+    student = StudentConfig.model_validate(trained["student"]) if is_here else None
+    config = work.config.model_copy(update={"student": student}) if student is not None else work.config
+    candidate = measurements(work, form)
+    passed = set(json.loads(work.cycle.run.read_bytes("train", "passed.json")))
+    basis = Basis(
+        student=work.cycle.run.local("student") if student is not None else None,
+        spec=candidate_spec(work.config, trained, form, work.cycle.run),
+        context=context,
+        trained=[each for each in learnt(work) if each.example_id in passed],
+        measured=candidate.measured,
+        good_P=candidate.good_P,
+        agree_P=candidate.good_P,  # nobody knows more than the teacher said
+        split="held-out",
+        tokens=_tokens(work, student, form, candidate.measured),
+        data=f"{work.config.name} cycle {work.cycle.number}, store batch {work.cycle.needed('snapshot')['until']}",
+        reports={"gate.json": _bytes(work.cycle.needed("gate"))},
+    )
+    made = make_bundle(config, work.embedder, basis, work.cycle.folder / "bundle")
+    summary = made.manifest.summary
+    figures = {
+        "version": made.manifest.version,
+        "moves": len(work.bundles.history()),  # of the pointer, so far
+        "trained": len(basis.trained),
+        "threshold": made.manifest.threshold,
+        **{name: summary[name] for name in ("share", "error", "error_low", "error_high")},
+    }
+    if made.manifest.threshold >= NEVER:
+        return {**figures, "outcome": "unclear", "why": [str(summary["why"])]}
+    return {**figures, "outcome": "go_on"}
+
+
+def _tokens(
+    work: Work, student: StudentConfig | None, form: PromptForm, measured: Sequence[Measured]
+) -> dict[str, float]:
+    """Mean tokens of a request: the teacher's as its server counted them, the student's prompt by its own tokenizer.
+
+    Of a student at a vendor nobody here can count; {} then, and where the teacher's server does not.
+    """
+    records = work.cycle.files.read_table("pairs.parquet").to_pylist()
+    counted = [r for r in records if r["prompt_tokens"] is not None and r["completion_tokens"] is not None]
+    if not counted or not measured or student is None:
+        return {}
+    prompts = prompts_of(student, key="student.model")
+    lengths = [len(prompts.prompt_ids(form.messages(each.messages))) for each in measured[:COUNTED]]  # type: ignore[arg-type]
+    return {
+        "teacher_prompt": sum(r["prompt_tokens"] for r in counted) / len(counted),
+        "teacher_completion": sum(r["completion_tokens"] for r in counted) / len(counted),
+        "student_prompt": sum(lengths) / len(lengths),
+    }
+
+
+def _bytes(value: dict[str, Any]) -> bytes:
+    """Of a step's result, without when it was made: the same is the same."""
+    kept = {name: each for name, each in value.items() if name not in ("finished", "seconds")}
+    return (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()

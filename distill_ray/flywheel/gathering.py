@@ -1,0 +1,134 @@
+"""The steps from the store to what is learnt and held out: snapshot, clean, split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from distill_ray.flywheel.cleaning import Dropped, clean
+from distill_ray.flywheel.pool import (
+    HELD_OUT,
+    KEPT_SCHEMA,
+    SPLIT_SCHEMA,
+    kept_records,
+    pool,
+    read_pairs,
+    share_of,
+    used_as,
+)
+from distill_ray.flywheel.splitting import evaluation_texts, split_pairs
+from distill_ray.flywheel.work import Work
+from distill_ray.serving.collecting.store import Selection
+from distill_ray.serving.routing.bundle import learnt_entries
+
+_DROPPED = pa.schema([("pair_id", pa.string()), ("reason", pa.string())])
+_USED = pa.schema([("pair_id", pa.string()), ("split", pa.string()), ("group", pa.int64())])
+
+
+def snapshot(work: Work) -> dict[str, Any]:
+    """Which pairs this cycle is about, by id."""
+    found = pool(work.store, work.before, again=work.again)
+    work.cycle.files.write_table(pa.table({"pair_id": pa.array(found.ids, pa.string())}), "snapshot.parquet")
+    figures = {
+        "until": found.until,
+        "pairs": len(found.ids),
+        "new_pairs": found.num_new,
+        "set_aside": found.num_set_aside,
+        "stored": work.store.count(),
+    }
+    if found.num_new < work.config.flywheel.min_pairs and not work.again:
+        waits = f"{found.num_new} new pairs, and a cycle takes {work.config.flywheel.min_pairs} (flywheel.min_pairs)"
+        return {**figures, "outcome": "too_few", "why": [waits]}
+    return {**figures, "outcome": "go_on"}
+
+
+def cleaned(work: Work) -> dict[str, Any]:
+    """What of them may be learnt from."""
+    rules, ignore = work.config.flywheel.clean, work.config.serve.fingerprint.ignore
+    ids = work.cycle.files.read_table("snapshot.parquet")["pair_id"].to_pylist()
+    pairs = read_pairs(work.store, ids, ignore)
+    found = clean(pairs, rules)
+    kept = pa.Table.from_pylist(kept_records(found.kept, ignore), schema=KEPT_SCHEMA)
+    work.cycle.files.write_table(kept, "kept.parquet")
+    dropped = [{"pair_id": pair_id, "reason": reason.value} for pair_id, reason in sorted(found.dropped)]
+    work.cycle.files.write_table(pa.Table.from_pylist(dropped, schema=_DROPPED), "dropped.parquet")
+    owners = Counter(pair.owner for pair in found.kept)
+    figures = {
+        "pairs": len(pairs),
+        "deleted_since": len(ids) - len(pairs),
+        "kept": len(found.kept),
+        "dropped": found.counts,
+        "masked": found.masked,
+        "owners": dict(owners.most_common(20)),
+        "teachers": dict(Counter(pair.teacher for pair in found.kept).most_common(20)),
+    }
+    if len(found.kept) * 2 < work.config.flywheel.min_pairs and not work.again:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in found.counts.items())
+        why = (
+            f"{len(found.kept)} of {len(pairs)} pairs are left after cleaning ({reasons}), less than half of "
+            f"flywheel.min_pairs ({work.config.flywheel.min_pairs}); see dropped.parquet"
+        )
+        return {**figures, "outcome": "too_few", "why": [why]}
+    if len(owners) < rules.min_owners:
+        why = (
+            f"the pairs come from {len(owners)} owners, and flywheel.clean.min_owners is {rules.min_owners}: so few "
+            "shall not say what everybody's student learns"
+        )
+        return {**figures, "outcome": "too_few", "why": [why]}
+    return {**figures, "outcome": "go_on"}
+
+
+def split(work: Work) -> dict[str, Any]:
+    """What is learnt, and what is held out for good."""
+    config, flywheel = work.config, work.config.flywheel
+    new = work.cycle.files.read_table("kept.parquet").to_pylist()
+    held_out = sorted(used_as(work.before, HELD_OUT))[: config.calibrate.max_pairs]
+    current = work.bundles.current()
+    learnt = [entry["text"] for entry in learnt_entries(work.bundles.path(current))] if current is not None else []
+    found = split_pairs(
+        new,
+        _again(work, held_out),
+        _again(work, _to_replay(work, len(new))),
+        learnt,
+        evaluation_texts(flywheel.evaluation, flywheel.evaluation_column),
+        holdout=flywheel.holdout,
+        validation=config.data.validation_holdout,
+        seed=work.seed,
+        cycle=work.cycle.number,
+    )
+    table = pa.Table.from_pylist(found.records, schema=SPLIT_SCHEMA)
+    work.cycle.files.write_table(table, "pairs.parquet")
+    dropped = work.cycle.files.read_table("dropped.parquet").to_pylist()
+    dropped = [record for record in dropped if record["reason"] != Dropped.NEAR_EVALUATION]
+    dropped += [{"pair_id": pair_id, "reason": Dropped.NEAR_EVALUATION} for pair_id in found.near_evaluation]
+    work.cycle.files.write_table(pa.Table.from_pylist(dropped, schema=_DROPPED), "dropped.parquet")
+    work.cycle.files.write_table(table.select(_USED.names).cast(_USED), "split.parquet")
+    counts = Counter(record["split"] for record in found.records)
+    figures = {**counts, "near_evaluation": len(found.near_evaluation)}
+    if not counts["train"]:
+        return {**figures, "outcome": "too_few", "why": ["no pair is left to learn from"]}
+    if not counts["held_out"] and not counts["earlier"]:
+        why = "no pair is held out, so nothing would show how good a candidate is; raise flywheel.holdout"
+        return {**figures, "outcome": "too_few", "why": [why]}
+    return {**figures, "outcome": "go_on"}
+
+
+def _to_replay(work: Work, num_new: int) -> list[str]:
+    """Ids of pairs that were learnt before, drawn for this cycle."""
+    wanted = round(work.config.flywheel.replay * num_new)
+    learnt = [
+        pair_id
+        for batch in work.store.scan(Selection(indexed=True), ["pair_id"])
+        for pair_id in batch["pair_id"].to_pylist()
+    ]
+    return sorted(sorted(learnt, key=lambda pair_id: share_of(work.seed, work.cycle.number, pair_id))[:wanted])
+
+
+def _again(work: Work, ids: list[str]) -> list[dict[str, Any]]:
+    """Records of older pairs, under the rules of today but for the quotas: they passed those when they were new."""
+    rules = work.config.flywheel.clean
+    rules = rules.model_copy(update={"per_cluster": len(ids) + 1, "owner_share": 1.0, "same_teacher": False})
+    ignore = work.config.serve.fingerprint.ignore
+    return kept_records(clean(read_pairs(work.store, ids, ignore), rules).kept, ignore)

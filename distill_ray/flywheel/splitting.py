@@ -1,0 +1,115 @@
+"""What is learnt and what is held out: by near-duplicate group, and for good.
+
+| a group with ...                         | its new pairs                                           |
+|------------------------------------------|---------------------------------------------------------|
+| a request of the user's evaluation files | are not used at all (`near_evaluation`)                 |
+| a pair held out by an earlier cycle      | are held out too                                        |
+| a request that a student has learnt      | are learnt: nothing near it can show how good it is now |
+| none of these                            | are drawn: held out, validation or train                |
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill_ray.errors import ConfigError
+from distill_ray.flywheel.pool import share_of
+from distill_ray.pipeline.planning.readers import read_rows
+from distill_ray.pipeline.planning.sources import resolve
+from distill_ray.serving.calibration.fitting import near_duplicate_groups
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Records with `split` and `group`, and the ids of those that are not used."""
+
+    records: list[Record]
+    near_evaluation: list[str]
+
+
+def split_pairs(
+    new: Sequence[Record],
+    earlier: Sequence[Record],
+    replayed: Sequence[Record],
+    learnt: Sequence[str],
+    evaluation: Sequence[str],
+    *,
+    holdout: float,
+    validation: float,
+    seed: int,
+    cycle: int = 0,
+) -> Splits:
+    """Give every record its split.
+
+    Args:
+        new: of this cycle.
+        earlier: held out by earlier cycles; they stay so (`earlier`).
+        replayed: learnt before; learnt again (`replay`).
+        learnt: texts of other requests that a student has learnt.
+        evaluation: texts that nobody may learn.
+        holdout: share of groups.
+        validation: share of groups.
+        seed: of the draw.
+        cycle: its number: validation is drawn anew in each, so that every pair is learnt in the end.
+    """
+    texts = [each["text"] for each in (*new, *earlier, *replayed)] + [*learnt, *evaluation]
+    groups = near_duplicate_groups(texts).tolist() if texts else []
+    ends = [len(new), len(earlier), len(replayed), len(learnt), len(evaluation)]
+    parts: list[list[int]] = []
+    for size in ends:
+        parts.append(groups[:size])
+        groups = groups[size:]
+    of_new, of_earlier, of_replayed, of_learnt, of_evaluation = parts
+    sealed, known, forbidden = set(of_earlier), {*of_replayed, *of_learnt}, set(of_evaluation)
+    members: dict[int, list[str]] = defaultdict(list)
+    for record, group in zip(new, of_new, strict=True):
+        members[group].append(record["pair_id"])
+
+    def split(group: int) -> str:
+        if group in sealed:
+            return "held_out"
+        if group in known:
+            return "train"
+        first = min(members[group])
+        if share_of(seed, first) < holdout:
+            return "held_out"
+        return "validation" if share_of(seed, cycle, first) < validation else "train"
+
+    used = [
+        {**record, "split": split(group), "group": group}
+        for record, group in zip(new, of_new, strict=True)
+        if group not in forbidden
+    ]
+    used += [{**record, "split": "earlier", "group": g} for record, g in zip(earlier, of_earlier, strict=True)]
+    used += [
+        {**record, "split": "replay", "group": group}
+        for record, group in zip(replayed, of_replayed, strict=True)
+        if group not in forbidden
+    ]
+    dropped = [record["pair_id"] for record, group in zip(new, of_new, strict=True) if group in forbidden]
+    return Splits(used, dropped)
+
+
+def evaluation_texts(files: Sequence[str], column: str) -> list[str]:
+    """The requests of the user's own evaluation sets.
+
+    Raises:
+        ConfigError: a file has no such column. DataError: it cannot be read.
+    """
+    found: list[str] = []
+    for file in resolve(list(files), key="flywheel.evaluation") if files else []:
+        for row in read_rows(file):
+            text = row.columns.get(column)
+            if row.error is not None or not isinstance(text, str):
+                why = row.error or f"there are: {', '.join(row.columns)}"
+                raise ConfigError(
+                    f"flywheel.evaluation: {row.label}: no text in the column {column!r} ({why}); name the column in "
+                    "flywheel.evaluation_column"
+                )
+            found.append(text)
+    return found

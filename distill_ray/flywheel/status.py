@@ -1,0 +1,98 @@
+"""What the flywheel has come to, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_ray.config import RunConfig
+from distill_ray.errors import StoreError
+from distill_ray.flywheel.cycle import Ended, line_of
+from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
+from distill_ray.flywheel.pool import pool
+from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.routing.bundles import Bundles
+
+MOVES_SHOWN = 10
+
+_MEANS = {
+    "promoted": "promoted",
+    "refused": "refused: the student in service stays; its pairs are set aside (`--again` takes them back)",
+    "unclear": "not promoted: the student in service stays; its pairs wait for the next cycle",
+    "overtaken": "not promoted: another bundle was",
+    "too_few": "nothing to do yet",
+}
+
+
+def ended_lines(ended: Ended, config: str) -> Iterator[str]:
+    """What a cycle came to."""
+    yield f"cycle {ended.number} {_MEANS[ended.outcome]}"
+    for reason in ended.why:
+        yield f"  {reason}"
+    if (ended.folder / "gate.html").exists():
+        yield f"wrote: {_shown(ended.folder / 'gate.html')}"
+    if ended.outcome == "promoted":
+        yield f"current: {ended.version}; `distill-ray rollback {config}` goes back"
+
+
+def show_status(config: RunConfig, service: str, console: Console) -> None:
+    """Print it."""
+    cycles = Cycles(service).all()
+    bundles = Bundles(Path(service) / "bundles")
+    console.print(_bundles_table(bundles))
+    if cycles:
+        console.print(_cycle_table(cycles[-1]))
+    console.print(f"next: {escape(_waits_for(config, service, cycles))}")
+
+
+def _cycle_table(cycle: Cycle) -> Table:
+    how = _MEANS[cycle.outcome] if cycle.outcome is not None else "at work, or interrupted"
+    table = Table(title=f"cycle {cycle.number}: {how}", title_justify="left", show_header=False)
+    for step in STEPS:
+        result = cycle.result(step)
+        if result is None:
+            table.add_row(step, "-", "")
+        else:
+            table.add_row(step, f"{result['seconds']:.0f} s", escape(line_of(step, result)))
+    return table
+
+
+def _bundles_table(bundles: Bundles) -> Table:
+    versions, candidate = bundles.versions(), bundles.candidate()
+    title = f"bundle in service: {versions[-1] if versions else 'none, the teacher answers everything'}"
+    if candidate is not None:
+        title += f" (candidate: {candidate.version})"
+    table = Table(title=title, title_justify="left")
+    for name in ("when", "what", "bundle", "before"):
+        table.add_column(name)
+    for move in bundles.history()[-MOVES_SHOWN:]:
+        table.add_row(move["time"], move["action"], move["version"] or "none", move["from"] or "none")
+    return table
+
+
+def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
+    """What the next step waits for."""
+    if cycles and cycles[-1].outcome is None:
+        step = next(step for step in STEPS if cycles[-1].result(step) is None)
+        return f"{step} of cycle {cycles[-1].number}; `distill-ray flywheel run` goes on with it, if no one does"
+    before = [cycle for cycle in cycles if cycle.outcome != "too_few"]
+    try:
+        found = pool(make_store(config.serve.collect.store, service), before, again=False)
+    except StoreError as error:
+        return f"the store of pairs: {error}"
+    least = config.flywheel.min_pairs
+    aside = f" ({found.num_set_aside} are set aside)" if found.num_set_aside else ""
+    if found.num_new < least:
+        return f"{least - found.num_new} more pairs: {found.num_new} of {least} new ones are there{aside}"
+    return f"nothing: {found.num_new} new pairs are there{aside}; `distill-ray flywheel run` begins a cycle"
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
