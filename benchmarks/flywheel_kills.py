@@ -28,80 +28,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.two_languages import config_of, pairs
 from distill_ray.config import load_config
-from distill_ray.demo import language_rows
 from distill_ray.flywheel.cycles import STEPS, Cycles
-from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.marks import learnt_pairs
-from distill_ray.serving.collecting.pairs import Pair, make_pair
+from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.store import PairStore, Selection, make_store
 from distill_ray.serving.routing.bundle import load_bundle
 from distill_ray.serving.routing.bundles import Bundles
-from distill_ray.serving.routing.conversation import request_key
 
-LABELS = ("de", "tr")
-FIRST, MORE, LATE = 300, 220, 3  # pairs: of the first cycle, of each other one, and after each kill
+FIRST, MORE, LATE = 360, 300, 3  # pairs: of the first cycle, of each other one, and after each kill
 LONGEST_S = 900.0
-
-
-def pairs(count: int, seed: int) -> list[Pair]:
-    """Sentences of two languages, whose name the teacher said."""
-    found = []
-    for row in [row for row in language_rows(16 * count, seed=seed) if row["label"] in LABELS][:count]:
-        body = {"messages": [{"role": "user", "content": row["text"]}]}
-        answer = Answer(row["label"], "stop", model="large", prompt_tokens=480, completion_tokens=20)
-        key = request_key(body, [])
-        found.append(
-            make_pair(
-                body,
-                answer,
-                messages=body["messages"],
-                teacher="openai:large",
-                owner="shop",
-                fingerprint=key.fingerprint,
-            )
-        )
-    return found
-
-
-def write_config(folder: Path) -> Path:
-    """Of a student that learns this in seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = {
-        "name": "kills",
-        "recipe": {"type": "context", "context": {"text": "Say which language it is."}, "query": "{{ text }}"},
-        "data": {"source": "unused.jsonl"},
-        "teacher": {"type": "fake", "sampling": {"max_tokens": 8}},
-        "student": {"model": "demo"},
-        "train": {
-            "max_steps": 36,
-            "epochs": 20,
-            "learning_rate": 1.0e-3,
-            "max_tokens_per_batch": 1024,
-            "validate_every": 9,  # checkpoints to go on from
-            "cpus_per_worker": 2,
-            "tensorboard": False,
-        },
-        "evaluate": {"engine": "hf"},
-        "calibrate": {"error_budget": 0.2, "confidence": 0.8},
-        "serve": {"folder": str(folder / "service")},
-        "flywheel": {
-            "min_pairs": 200,
-            "holdout": 0.3,
-            "lora": None,
-            "gate": {"min_pairs": 30, "margin": 0.2, "cluster_pairs": 2, "cluster_floor": 0.6},
-        },
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
 
 
 @dataclass
@@ -144,9 +88,25 @@ class World:
 
     def finish(self) -> None:
         """Let it come to its end."""
-        process = self.start()
-        if process.wait(LONGEST_S) != 0:
+        if self.killed(lambda: False):
+            raise SystemExit(f"not over after {LONGEST_S:.0f} s")
+
+    def killed(self, is_time: Callable[[], bool]) -> bool:
+        """Run the command and kill it when it is time. False: it came to its end before.
+
+        Raises:
+            SystemExit: it failed by itself.
+        """
+        process, until = self.start(), time.monotonic() + LONGEST_S
+        while process.poll() is None and not is_time() and time.monotonic() < until:
+            time.sleep(0.02)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        if process.returncode != 0:
             raise SystemExit((self.config.parent / "runs.log").read_text()[-3000:])
+        return False
 
     def steps(self) -> tuple[int, int]:
         """Number of the last cycle, and how many of its steps are done."""
@@ -154,6 +114,11 @@ class World:
         if not cycles:
             return 0, 0
         return cycles[-1].number, sum(cycles[-1].files.exists(f"{step}.json") for step in STEPS)
+
+    def after_a_step(self) -> Callable[[], bool]:
+        """It is time when the next step's file is there."""
+        before = self.steps()
+        return lambda: self.steps() not in (before, (0, 0))
 
     def problems(self) -> list[str]:
         """What is wrong after a kill."""
@@ -180,6 +145,12 @@ class World:
         return found
 
 
+def after(seconds: float) -> Callable[[], bool]:
+    """It is time when so many seconds are over."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
 def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill so many runs; see the module docstring.
 
@@ -192,7 +163,7 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         SystemExit: a run that nobody killed failed.
     """
     first, chosen = pairs(FIRST, seed), random.Random(seed)
-    undisturbed, world = World(write_config(folder / "undisturbed")), World(write_config(folder / "killed"))
+    undisturbed, world = World(config_of(folder / "undisturbed")), World(config_of(folder / "killed"))
     undisturbed.add(first)
     began = time.monotonic()
     undisturbed.finish()
@@ -202,20 +173,8 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     where: Counter[str] = Counter()
     done = completed = 0
     while done < kills:
-        begun, before = world.steps()
-        process = world.start()
         at_boundary = done < len(STEPS) or chosen.random() < 0.3
-        until = time.monotonic() + (LONGEST_S if at_boundary else chosen.uniform(1.0, 0.6 * usual_s))
-        while process.poll() is None and time.monotonic() < until:
-            if at_boundary and world.steps() not in ((begun, before), (0, 0)):
-                break
-            time.sleep(0.02)
-        is_over = process.poll() is not None
-        if is_over and process.returncode != 0:
-            raise SystemExit((world.config.parent / "runs.log").read_text()[-3000:])
-        if not is_over:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+        if world.killed(world.after_a_step() if at_boundary else after(chosen.uniform(1.0, 0.6 * usual_s))):
             done += 1
             number, steps = world.steps()
             where["boundary" if at_boundary else f"in {STEPS[min(steps, len(STEPS) - 1)]}"] += 1
@@ -223,11 +182,10 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             problems += world.problems()
             if number and steps:
                 world.add(pairs(LATE, seed + 10_000 + done), begun=number)
-        elif Cycles(world.service).all()[-1].outcome != "too_few":
-            completed += 1
-        if is_over:
-            problems += world.problems()
-            world.add(pairs(MORE, seed + 1 + completed))
+            continue
+        problems += world.problems()
+        completed += Cycles(world.service).all()[-1].outcome != "too_few"
+        world.add(pairs(MORE, seed + 1 + completed))
     world.finish()
     problems += world.problems()
     cycles = [cycle for cycle in Cycles(world.service).all() if cycle.outcome not in (None, "too_few")]

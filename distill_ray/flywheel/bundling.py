@@ -26,7 +26,7 @@ def bundle(work: Work) -> dict[str, Any]:
     is_here = "student" in trained  # and not at a vendor
     student = StudentConfig.model_validate(trained["student"]) if is_here else None
     config = work.config.model_copy(update={"student": student}) if student is not None else work.config
-    candidate = measurements(work, form)
+    candidate, _ = measurements(work, form)
     passed = set(json.loads(work.cycle.run.read_bytes("train", "passed.json")))
     basis = Basis(
         student=work.cycle.run.local("student") if student is not None else None,
@@ -39,7 +39,7 @@ def bundle(work: Work) -> dict[str, Any]:
         split="held-out",
         tokens=_tokens(work, student, form, candidate.measured),
         data=f"{work.config.name} cycle {work.cycle.number}, store batch {work.cycle.needed('snapshot')['until']}",
-        reports={"gate.json": _bytes(work.cycle.needed("gate"))},
+        reports={"gate.json": (json.dumps(work.cycle.content("gate"), indent=1, ensure_ascii=False) + "\n").encode()},
     )
     made = make_bundle(config, work.embedder, basis, work.cycle.folder / "bundle")
     summary = made.manifest.summary
@@ -73,9 +73,3 @@ def _tokens(
         "teacher_completion": sum(r["completion_tokens"] for r in counted) / len(counted),
         "student_prompt": sum(lengths) / len(lengths),
     }
-
-
-def _bytes(value: dict[str, Any]) -> bytes:
-    """Of a step's result, without when it was made: the same is the same."""
-    kept = {name: each for name, each in value.items() if name not in ("finished", "seconds")}
-    return (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()

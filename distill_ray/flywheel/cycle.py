@@ -18,7 +18,7 @@ from typing import Any
 
 from distill_ray.config import RunConfig
 from distill_ray.flywheel import bundling, gathering, promotion
-from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles, Outcome, StepName
+from distill_ray.flywheel.cycles import STEPS, Cycles, Outcome, StepName
 from distill_ray.flywheel.gate import gate
 from distill_ray.flywheel.lease import hold
 from distill_ray.flywheel.page import PAGED, write_gate_page
@@ -84,9 +84,9 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
 
 
 def _run(work: Work) -> Ended:
-    cycle, made_from = work.cycle, ""
+    cycle, decides, found, made_from = work.cycle, _decides(work.config), None, ""
     for step in STEPS:
-        made_from = _hash(made_from, _decides(work.config)[step], _content(cycle, step))
+        made_from = _hash(made_from, decides[step], found)
         result = cycle.result(step)
         if result is None or result["made_from"] != made_from:
             cycle.drop_from(step)
@@ -96,6 +96,7 @@ def _run(work: Work) -> Ended:
             cycle.tidy()
             version = result.get("version")
             return Ended(cycle.number, result["outcome"], step, result.get("why", []), cycle.folder, version)
+        found = cycle.content(step)
     raise AssertionError("the last step ends a cycle")
 
 
@@ -141,15 +142,6 @@ def _decides(config: RunConfig) -> Mapping[StepName, Any]:
         "shadow": flywheel.shadow.model_dump(mode="json") if flywheel.shadow is not None else None,
         "promote": None,
     }
-
-
-def _content(cycle: Cycle, step: StepName) -> Any:
-    """What the step before found; of the snapshot, which pairs."""
-    number = STEPS.index(step)
-    if number == 0:
-        return None
-    found = cycle.needed(STEPS[number - 1])
-    return {name: value for name, value in found.items() if name not in ("finished", "seconds", "made_from")}
 
 
 def _hash(*parts: Any) -> str:

@@ -50,6 +50,11 @@ class Cycle:
         """What an earlier step wrote."""
         return self.files.read_json(f"{step}.json")
 
+    def content(self, step: StepName) -> dict[str, Any]:
+        """What an earlier step found, without when it did: the same is the same."""
+        timed = ("finished", "seconds")
+        return {name: value for name, value in self.needed(step).items() if name not in timed}
+
     def write(self, step: StepName, result: Mapping[str, Any]) -> None:
         """Finish a step."""
         self.files.write_json({"step": step, "finished": utc_now(), **result}, f"{step}.json")

@@ -45,9 +45,7 @@ def gate(work: Work) -> dict[str, Any]:
     config = work.config
     regressions = read_regressions(config.flywheel.gate.regressions)
     form, _ = served_form(config)
-    asked = [list(regression.turns) for regression in regressions]
-    candidate = measurements(work, form, also=asked)
-    answers = candidate_answers(work, form, asked)
+    candidate, answers = measurements(work, form, also=[list(regression.turns) for regression in regressions])
     failed = [
         {"text": regression.shown, "expected": broken, "answer": answer}
         for regression, answer in zip(regressions, answers, strict=True)
@@ -92,17 +90,24 @@ def gate(work: Work) -> dict[str, Any]:
 # -- what was held out -------------------------------------------------------------------------------------------------
 
 
-def measurements(work: Work, form: PromptForm, also: Sequence[list[Message]] = ()) -> Measurements:
+def measurements(work: Work, form: PromptForm, also: Sequence[list[Message]] = ()) -> tuple[Measurements, list[str]]:
     """The held-out pairs with the candidate's answers, from the ledger where it gave them before.
 
     Args:
         work: of the cycle.
         form: how a student is asked.
         also: other conversations for the candidate, asked along with them.
+
+    Returns:
+        And what it says to the others.
     """
     records = _held_out(work)
     conversations = [turns_of(record["messages"]) for record in records]
-    answers = candidate_answers(work, form, [*conversations, *also])[: len(records)]
+    trained = work.cycle.needed("train")
+    engine = candidate_engine(work.config, trained, work.cycle.run)
+    ledger = f"candidate-{trained['fingerprint']}"
+    said = _ask(work, engine, ledger, form, [*conversations, *also], "ask the candidate")
+    answers, others = said[: len(records)], said[len(records) :]
     measured = [
         Measured(
             row_id=record["pair_id"],
@@ -114,19 +119,13 @@ def measurements(work: Work, form: PromptForm, also: Sequence[list[Message]] = (
         )
         for record, turns, answer in zip(records, conversations, answers, strict=True)
     ]
-    return Measurements(
+    held_out = Measurements(
         measured,
         outcomes(work.config, work.cycle.run, measured, work.embedder),
         np.array([record["group"] for record in records], dtype=np.int64),
         [HELD_OUT[record["split"]] for record in records],
     )
-
-
-def candidate_answers(work: Work, form: PromptForm, conversations: Sequence[list[Message]]) -> list[str]:
-    """What the candidate says, never asked twice."""
-    trained = work.cycle.needed("train")
-    engine = candidate_engine(work.config, trained, work.cycle.run)
-    return _ask(work, engine, f"candidate-{trained['fingerprint']}", form, conversations, "ask the candidate")
+    return held_out, others
 
 
 def _current(work: Work, form: PromptForm, candidate: Measurements) -> tuple[np.ndarray | None, list[str] | None]:
@@ -170,8 +169,9 @@ def learnt(work: Work) -> list[Trained]:
 
     What was deleted from the store since leaves the index too.
     """
-    rejects = work.cycle.run.read_table("train", "rejects.parquet") if _has_rejects(work) else None
-    gone = set(rejects["row_id"].to_pylist()) if rejects is not None else set()
+    run, gone = work.cycle.run, set[str]()
+    if run.exists("train", "rejects.parquet"):
+        gone = set(run.read_table("train", "rejects.parquet")["row_id"].to_pylist())
     found = {
         record["pair_id"]: RequestKey(record["fingerprint"], record["text"])
         for record in work.cycle.files.read_table("pairs.parquet").to_pylist()
@@ -182,10 +182,6 @@ def learnt(work: Work) -> list[Trained]:
             found.setdefault(entry["example_id"], RequestKey(entry["fingerprint"], entry["text"]))
     deleted = {pair_id for deletion in work.store.deletions() for pair_id in deletion.pair_ids}
     return [Trained(name, found[name]) for name in sorted(found) if name not in deleted]
-
-
-def _has_rejects(work: Work) -> bool:
-    return work.cycle.run.exists("train", "rejects.parquet")
 
 
 def _clusters(work: Work, candidate: Measurements) -> list[dict[str, Any]]:

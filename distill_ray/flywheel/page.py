@@ -112,20 +112,22 @@ def _worst(gate: Mapping[str, Any]) -> dict[str, Any]:
     has_current = gate["current"] is not None
     lost = [each for each in found if each["is_regression"]] if has_current else found
     others = found[len(lost) :]  # regressions come first
+    num_lost = whole["lost"] if has_current else num_bad
     names = ["teacher", "current", "candidate"] if has_current else ["teacher", "candidate"]
     headers = {"teacher": "the teacher", "current": "in service", "candidate": "the candidate"}
-    is_cut = len(found) < num_bad
-    shown, least = f", the first {len(found)} here" if is_cut else "", "At least " if is_cut and not others else ""
-    requests = "request" if len(lost) == 1 else "requests"
+    shown = f", the first {len(found)} here" if len(found) < num_bad else ""
+    shown_lost = f", the first {len(lost)} here" if len(lost) < num_lost else ""
+    requests = "request" if num_lost == 1 else "requests"
     if not num_bad:
         note = f"None: all answers to {whole['pairs']:,} held-out requests are as good as the teacher's."
     elif not has_current:
         note = f"No student is in service yet, so there is nothing to fall behind. {_of(num_bad, whole)}{shown}."
-    elif not lost:
+    elif not num_lost:
         note = f"None that the student in service answers as well as the teacher. {_of(num_bad, whole)}{shown}."
     else:
         note = (
-            f"{least}{len(lost)} {requests}: the student in service is as good as the teacher there, the candidate not."
+            f"{num_lost:,} {requests}: the student in service is as good as the teacher there, the candidate not"
+            f"{shown_lost}. The other way round: {whole['gained']:,}."
         )
     return {
         "title": "Worse than the student in service" if has_current else "Worse than the teacher",

@@ -128,16 +128,19 @@ def _bring_up(work: Work, version: str) -> str | None:
     candidate = work.bundles.candidate()
     if candidate is None or candidate.version != version or candidate.share:
         work.bundles.set_candidate(Candidate(version))
-    until = time.monotonic() + START_S
+    until, told = time.monotonic() + START_S, None
     while is_served(work.service):
-        state = _students(work.service).get(version, {}).get("state")
-        if state == "up":
+        found = _students(work.service).get(version, {})
+        if found.get("state") == "up":
             return None
+        if found.get("why", told) != told:
+            told = found["why"]
+            work.say(f"the candidate's student is {found['state']}: {told}")
         problem = student_problem(work.service, version)
         if problem is not None:
             return problem
         if time.monotonic() > until:
-            return f"its student is not up after {START_S:.0f} s; see {work.service}/logs"
+            return f"its student is not up after {START_S:.0f} s ({told or f'see {work.service}/logs'})"
         work.lease.require()
         time.sleep(LOOK_S)
     return None

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from distill_ray.errors import ConfigError
 from distill_ray.flywheel.pool import share_of
 from distill_ray.pipeline.planning.readers import read_rows
@@ -58,13 +60,9 @@ def split_pairs(
         cycle: its number: validation is drawn anew in each, so that every pair is learnt in the end.
     """
     texts = [each["text"] for each in (*new, *earlier, *replayed)] + [*learnt, *evaluation]
-    groups = near_duplicate_groups(texts).tolist() if texts else []
-    ends = [len(new), len(earlier), len(replayed), len(learnt), len(evaluation)]
-    parts: list[list[int]] = []
-    for size in ends:
-        parts.append(groups[:size])
-        groups = groups[size:]
-    of_new, of_earlier, of_replayed, of_learnt, of_evaluation = parts
+    groups = near_duplicate_groups(texts) if texts else np.zeros(0, np.int64)
+    ends = np.cumsum([len(new), len(earlier), len(replayed), len(learnt)])
+    of_new, of_earlier, of_replayed, of_learnt, of_evaluation = [part.tolist() for part in np.split(groups, ends)]
     sealed, known, forbidden = set(of_earlier), {*of_replayed, *of_learnt}, set(of_evaluation)
     members: dict[int, list[str]] = defaultdict(list)
     for record, group in zip(new, of_new, strict=True):

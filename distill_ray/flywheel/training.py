@@ -9,7 +9,6 @@ import hashlib
 from typing import Any
 
 import pyarrow.compute as pc
-import yaml
 
 from distill_ray.config import RunConfig
 from distill_ray.config.flywheel import OpenAITrainerConfig
@@ -20,7 +19,7 @@ from distill_ray.flywheel.students import student_to_train
 from distill_ray.flywheel.vendor import fine_tune
 from distill_ray.flywheel.work import Work
 from distill_ray.pipeline.folder import partition_name
-from distill_ray.pipeline.run import versions
+from distill_ray.pipeline.run import write_origin
 from distill_ray.pipeline.training.train import train as run_training
 from distill_ray.records import Example, Message, examples_table
 from distill_ray.serving.calibration.calibrate import served_form
@@ -39,11 +38,9 @@ def train(work: Work) -> dict[str, Any]:
         return {"outcome": "go_on", "current": current, **_at_vendor(work, form, work.config.flywheel.trainer, current)}
     num_examples = _write_examples(work, form)
     config = training_config(work.config, work, current)
-    run = work.cycle.run
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    run.write_bytes(resolved.encode(), "config.yaml")
-    run.update_manifest({"name": work.config.name, "versions": versions(), "num_examples": num_examples})
-    figures = run_training(config, run)
+    write_origin(config, work.cycle.run)
+    work.cycle.run.update_manifest({"num_examples": num_examples})
+    figures = run_training(config, work.cycle.run)
     kept = ("fingerprint", "examples", "validation_examples", "rejects", "steps", "kept_step", "validation_loss")
     return {
         "outcome": "go_on",
@@ -71,6 +68,7 @@ def _at_vendor(work: Work, form: PromptForm, trainer: OpenAITrainerConfig, curre
                 "can go on there; begin anew with flywheel.start_from: base"
             )
         trainer = trainer.model_copy(update={"model": spec.base})
+    write_origin(work.config, work.cycle.run)
     conversations: dict[str, list[list[Message]]] = {"train": [], "validation": []}
     for record in _records(work):
         asked: list[Any] = form.messages(turns_of(record["messages"]))

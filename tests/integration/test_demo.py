@@ -199,7 +199,7 @@ def test_the_bundle_is_served_with_real_models_on_both_sides(
     held_out = folder.read_table("eval", "predictions.parquet").to_pylist()[:20]
     bundle = calibrate(stored_config(folder), folder).folder
     with serving(tmp_path, raw, "--bundle", str(bundle)) as service:
-        until(lambda: service.status()["student_up"], 120)
+        until(lambda: service.status()["student_up"])
         _answers_what_it_was_trained_on(service, held_out)
         _speaks_the_openai_api(service, held_out[0]["query"])
         _survives_the_death_of_the_students_engine(service, held_out)

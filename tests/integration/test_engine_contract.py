@@ -407,7 +407,7 @@ def test_the_ids_that_a_student_is_trained_on_are_those_of_vllms_own_chat_path(s
         body = json.dumps({"model": "served", "messages": messages, "add_generation_prompt": True}).encode()
         url = subject.server.removesuffix("/v1") + "/tokenize"
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             assert json.load(response)["tokens"] == chat.prompt_ids(messages)
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+from benchmarks.flywheel_kills import World
+from benchmarks.two_languages import FLIPPED, config_of, pairs
 from distill_ray.config import RunConfig, load_config
-from distill_ray.flywheel import cycle as machine
 from distill_ray.flywheel.cycle import Ended, run_cycle
 from distill_ray.flywheel.cycles import STEPS, Cycles
-from distill_ray.flywheel.work import Work
 from distill_ray.serving.collecting.marks import learnt_pairs, settle
-from distill_ray.serving.collecting.store import PairStore, Selection, make_store
+from distill_ray.serving.collecting.store import PairStore, Selection
 from distill_ray.serving.routing.bundle import load_bundle
 from distill_ray.serving.routing.bundles import Bundles
-from tests.integration.flywheel_world import FLIPPED, config_of, pairs
 
 pytestmark = pytest.mark.usefixtures("local_ray", "embedder_cache")
 
@@ -34,8 +34,11 @@ class Story:
     first: Ended
     second: Ended
     poisoned: Ended
-    late: list[str]
-    """Ids of pairs that came while the first cycle trained."""
+    killed: list[str]
+    """What was wrong after one of the first cycle's kills."""
+
+    late: set[str]
+    """Ids of pairs that came while the first cycle was on."""
 
     marks_after: dict[str, dict[str, str]]
 
@@ -52,25 +55,43 @@ def marks(store: PairStore) -> dict[str, str]:
     return {record["pair_id"]: record["indexed_by"] for batch in batches for record in batch.to_pylist()}
 
 
+def killed_again_and_again(world: World) -> list[str]:
+    """The first cycle as a process: killed -9 at five moments, and begun again each time. Returns what was wrong then.
+
+    `make flywheel-kills` does it at every step and at any moment.
+    """
+    run = world.service / "cycles" / "0001" / "run"
+    moments = (
+        lambda: world.steps() == (1, 1),  # the pairs are drawn
+        lambda: any(run.glob("checkpoints/*/checkpoint_manager_snapshot.json")),  # it trains
+        lambda: any(run.glob("calls/candidate-*")),  # the gate asks the candidate
+        lambda: world.steps() == (1, 6),  # the bundle is made, and not installed
+        lambda: world.bundles.current() is not None,  # it is promoted, and its pairs are not marked
+    )
+    problems = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        for number, moment in enumerate(moments):
+            assert world.killed(moment), f"over before kill {number + 1}"
+            problems += world.problems()
+            world.add(pairs(10, seed=90 + number), begun=1)
+        world.finish()
+    return problems + world.problems()
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, local_ray: None, embedder_cache: Path) -> Story:
     folder = tmp_path_factory.mktemp("flywheel")
     prompts = folder / "prompts.jsonl"
     prompts.write_text('{"text": "Wo ist der Bahnhof?", "equals": "de"}\n')
-    config = load_config(config_of(folder))
-    service = folder / "service"
-    store, bundles = make_store(config.serve.collect.store, service), Bundles(service / "bundles")
-    late = pairs(40, seed=99)
+    world = World(config_of(folder))
+    config, service, store, bundles = load_config(world.config), world.service, world.store, world.bundles
     marks_after = {}
-
-    def train_while_more_arrives(work: Work) -> dict[str, Any]:
-        store.add(late)
-        return machine.train(work)
-
-    store.add(pairs(360, seed=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(machine._DO, "train", train_while_more_arrives)
-        first = run_cycle(config, str(service))
+    world.add(pairs(360, seed=1))
+    killed = killed_again_and_again(world)
+    [cycle] = Cycles(service).all()
+    last = cycle.needed("promote")
+    first = Ended(1, last["outcome"], last["step"], [], cycle.folder, last["version"])
     marks_after["first"] = marks(store)
     store.add(pairs(300, seed=2))
     merged = ["flywheel.lora={rank: 8}", f"flywheel.gate.regressions={prompts}", "train.learning_rate=1e-3"]
@@ -79,8 +100,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, local_ray: None, embedder_ca
     store.add(pairs(300, seed=3, names=FLIPPED))
     poisoned = run_cycle(config, str(service))
     marks_after["poisoned"] = marks(store)
-    ids = [each.pair_id for each in late]
-    return Story(config, service, store, bundles, first, second, poisoned, ids, marks_after)
+    return Story(config, service, store, bundles, first, second, poisoned, killed, world.late[1], marks_after)
 
 
 def test_a_first_student_is_promoted_out_of_nothing(story: Story) -> None:
@@ -93,6 +113,10 @@ def test_a_first_student_is_promoted_out_of_nothing(story: Story) -> None:
     assert {"gate.json", "calibration.json"} <= bundle.manifest.files.keys()
 
 
+def test_five_kills_of_its_cycle_lost_nothing_and_marked_nothing_early(story: Story) -> None:
+    assert not story.killed
+
+
 def test_its_index_is_what_it_learnt_in_clusters_that_passed_and_that_is_marked(story: Story) -> None:
     used = story.used(1)
     learnt = set(learnt_pairs(story.bundles.path(str(story.first.version))))
@@ -103,10 +127,11 @@ def test_its_index_is_what_it_learnt_in_clusters_that_passed_and_that_is_marked(
 
 
 def test_pairs_that_arrive_meanwhile_wait_for_the_next_cycle(story: Story) -> None:
-    assert not set(story.late) & story.used(1).keys()
-    assert set(story.late) <= story.used(2).keys()
-    arrived = [*pairs(360, 1), *pairs(40, 99), *pairs(300, 2), *pairs(300, 3)]
-    assert story.store.count() == len({each.pair_id for each in arrived})
+    assert len(story.late) >= 30
+    assert not story.late & story.used(1).keys()
+    assert story.late <= story.used(2).keys()
+    arrived = {each.pair_id for each in [*pairs(360, 1), *pairs(300, 2), *pairs(300, 3)]}
+    assert story.store.count() == len(arrived | story.late)
 
 
 def test_the_next_student_goes_on_from_it_and_is_held_against_it(story: Story) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.two_languages import config_of, pairs, sentences
 from distill_ray.config import load_config
 from distill_ray.flywheel.cycle import run_cycle
 from distill_ray.serving.collecting.marks import learnt_pairs
 from distill_ray.serving.collecting.store import Selection, make_store
 from distill_ray.serving.routing.bundle import load_bundle
 from distill_ray.serving.routing.bundles import Bundles
-from tests.integration.flywheel_world import config_of, pairs, sentences
 from tests.unit.scripted_server import Reply
 from tests.unit.scripted_vendor import ScriptedVendor
 

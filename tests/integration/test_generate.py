@@ -149,7 +149,7 @@ def test_a_terminal_shows_our_panel_and_nothing_of_ray(tmp_path: Path) -> None:
         while piece := os.read(ours, 65536):
             shown += piece
     os.close(ours)
-    assert process.wait(60) == 0, shown
+    assert process.wait(600) == 0, shown
     assert b"60 / 60 rows" in shown
     for noise in (b"Running Dataset", b"MapBatches", b"[36m(", b"ray.io"):
         assert noise not in shown
@@ -205,7 +205,7 @@ def test_killing_the_engine_actor_loses_and_doubles_nothing(tmp_path: Path) -> N
 
     def kill_once() -> None:
         logs = Path(folder.path("logs"))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not killed:
             time.sleep(0.1)
             if len(list(Path(folder.path("calls")).glob("*/*.arrow"))) > 3:

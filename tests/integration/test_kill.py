@@ -37,16 +37,16 @@ def test_ctrl_c_leaves_a_resumable_folder_and_says_how_to_go_on(tmp_path: Path) 
     )
     command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while len(server.ended) < 20 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "run the same command again" in stderr
     assert "Traceback" not in stderr
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run", 200) == {"lost": 0, "doubled": 0, "rejected": 0}
     assert len(server.began) - 200 <= 8 + 8 * 2  # in flight, and what 0.2 s answer at this latency

@@ -50,7 +50,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def distill_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "distill_ray", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=dict(os.environ))
 
 
 @pytest.mark.slow

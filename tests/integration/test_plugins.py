@@ -30,7 +30,7 @@ def generate(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *path]))}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.run(
-        command, env=environment, cwd=config.parent, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, cwd=config.parent, capture_output=True, text=True, timeout=900, check=False
     )
 
 

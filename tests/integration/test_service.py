@@ -177,7 +177,7 @@ def test_teachers_answers_reach_the_store_once_and_can_be_deleted(service: Servi
         listed = service.command("pairs", "list", str(service.config), "--contains", "to keep")
         return [line for line in listed.splitlines() if "anybody" in line]
 
-    until(lambda: len(stored()) == 5, 60)
+    until(lambda: len(stored()) == 5)
     service.command("pairs", "delete", str(service.config), "--contains", "to keep 3")
     assert len(stored()) == 4
     no = httpx.post(
@@ -186,7 +186,7 @@ def test_teachers_answers_reach_the_store_once_and_can_be_deleted(service: Servi
         headers={"x-distill-collect": "no"},
     )
     assert no.status_code == 200
-    until(lambda: service.status()["figures"]["pairs"].get("opted_out"), 30)
+    until(lambda: service.status()["figures"]["pairs"].get("opted_out"))
 
 
 def test_a_store_that_is_away_and_a_full_spool_cost_nobody_an_answer_and_are_counted(service: Service) -> None:
@@ -195,9 +195,9 @@ def test_a_store_that_is_away_and_a_full_spool_cost_nobody_an_answer_and_are_cou
     store.write_text("no store")
     try:
         assert service.ask(f"{UNLIKE} while the store is away").status_code == 200
-        until(lambda: service.status()["figures"]["errors"].get("store"), 30)
+        until(lambda: service.status()["figures"]["errors"].get("store"))
         with Load(service).going_on() as load:
-            until(lambda: service.status()["figures"]["pairs"].get("spool_full"), 60)
+            until(lambda: service.status()["figures"]["pairs"].get("spool_full"))
         assert not load.failed(), load.outcomes()
         assert 100_000 < service.status()["figures"]["spool_bytes"] <= 2 * 200_000 * 1.05
     finally:
@@ -207,8 +207,8 @@ def test_a_store_that_is_away_and_a_full_spool_cost_nobody_an_answer_and_are_cou
     def stored() -> bool:
         return "anybody" in service.command("pairs", "list", str(service.config), "--contains", "store is away")
 
-    until(stored, 90)
-    until(lambda: service.status()["figures"]["spool_bytes"] == 0, 60)
+    until(stored)
+    until(lambda: service.status()["figures"]["spool_bytes"] == 0)
 
 
 def test_a_student_that_is_killed_costs_nobody_an_answer_and_comes_back(service: Service) -> None:
@@ -216,16 +216,16 @@ def test_a_student_that_is_killed_costs_nobody_an_answer_and_comes_back(service:
         time.sleep(1)
         [student] = service.replicas("house-student")
         student.kill()
-        until(lambda: service.replicas("house-student") not in ([], [student]), 60)
+        until(lambda: service.replicas("house-student") not in ([], [student]))
         time.sleep(1)
-        until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student", 60)
+        until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student")
     assert not load.failed(), load.outcomes()
     assert load.outcomes()["200 student good"] > 0
     assert any("student_" in outcome for outcome in load.outcomes()), load.outcomes()
 
 
 def test_a_student_that_stalls_costs_nobody_an_answer(service: Service) -> None:
-    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)), 60)
+    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)))
     [student] = service.replicas("house-student")
     student.suspend()
     try:
@@ -235,7 +235,7 @@ def test_a_student_that_stalls_costs_nobody_an_answer(service: Service) -> None:
     assert {(answer.status_code, answer.headers["x-distill-route"]) for answer in slow} == {(200, "teacher")}
     assert {answer.headers["x-distill-reason"] for answer in slow} == {"student_unavailable"}
     assert max(answer.elapsed.total_seconds() for answer in slow) < 15  # not the minute that an answer may take
-    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)), 60)
+    until(lambda: all(service.ask(REQUESTS[0]).headers["x-distill-route"] == "student" for _ in range(8)))
 
 
 def test_a_teacher_that_is_down_is_503_and_the_student_goes_on(service: Service) -> None:
@@ -254,11 +254,11 @@ def test_a_router_that_is_killed_leaves_the_others(service: Service) -> None:
     with Load(service).going_on() as load:
         time.sleep(1)
         victim.kill()
-        time.sleep(5)
+        before = len(load.answers)
+        until(lambda: len(load.answers) > before + 20)
     failed = load.failed()
     assert len(failed) <= 4, load.outcomes()  # what it was answering itself: one for each client at most
-    assert len(load.answers) > 20
-    until(lambda: len(service.replicas("house:router")) == 2, 60)
+    until(lambda: len(service.replicas("house:router")) == 2)
 
 
 def test_without_its_keeper_the_service_answers_and_collects(service: Service) -> None:
@@ -266,13 +266,13 @@ def test_without_its_keeper_the_service_answers_and_collects(service: Service) -
     keeper.kill()
     with Load(service).going_on() as load:
         assert service.ask(f"{UNLIKE} while the keeper is away").status_code == 200
-        until(lambda: service.replicas("house:keeper"), 60)
+        until(lambda: service.replicas("house:keeper"))
     assert not load.failed(), load.outcomes()
 
     def stored() -> bool:
         return "anybody" in service.command("pairs", "list", str(service.config), "--contains", "keeper is away")
 
-    until(stored, 60)
+    until(stored)
 
 
 def test_a_bundle_is_changed_and_gone_back_from_under_load_without_a_gap_or_a_mixed_answer(
@@ -314,7 +314,7 @@ def test_a_damaged_bundle_stays_out_of_service(service: Service, tmp_path: Path)
         pointer.write_text(json.dumps({"version": versions[-1], "versions": versions}))  # as nobody should
         time.sleep(3)
         assert service.ask(REQUESTS[0]).headers["x-distill-bundle"] == ONE
-        until(lambda: service.status()["figures"]["errors"].get("bundle"), 30)
+        until(lambda: service.status()["figures"]["errors"].get("bundle"))
     finally:
         pointer.write_text(before)
     until(lambda: service.ask(REQUESTS[0]).headers["x-distill-route"] == "student")
@@ -380,9 +380,7 @@ def test_a_candidate_is_up_and_tried_on_real_requests_before_it_takes_over(servi
         with Load(service).going_on() as load:
             bundles.promote(MEASURED)
             bundles.set_candidate(None)
-            promoted = time.monotonic()
-            until(lambda: {service.ask(REQUESTS[0]).headers["x-distill-bundle"] for _ in range(6)} == {MEASURED}, 15)
-            assert time.monotonic() - promoted < 10
+            until(lambda: {service.ask(REQUESTS[0]).headers["x-distill-bundle"] for _ in range(6)} == {MEASURED})
         assert not load.failed(), load.outcomes()
         assert student.is_running()  # it was up already
     finally:

@@ -28,7 +28,7 @@ def config(folder: Path) -> dict[str, Any]:
 def start_beside(service: Service) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "distill_ray", "serve", str(service.config), "--port", str(free_port())]
     return subprocess.run(
-        command, env=service.environment, cwd=service.folder, capture_output=True, text=True, timeout=120
+        command, env=service.environment, cwd=service.folder, capture_output=True, text=True, timeout=600
     )
 
 

@@ -92,7 +92,7 @@ class Page:
     def text(self, part: str) -> str:
         return self.driver.find_element(By.ID, part).text
 
-    def until(self, is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    def until(self, is_so: Callable[[], bool], seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < end, self.driver.find_element(By.TAG_NAME, "body").text

@@ -90,19 +90,19 @@ def test_a_kill_costs_what_was_in_flight_and_the_queries_are_the_same_as_without
         arguments = ["generate", str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path / run)]
         return [sys.executable, "-m", "distill_ray", *arguments]
 
-    whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=180, check=False)
+    whole = subprocess.run(command("whole"), capture_output=True, text=True, timeout=900, check=False)
     assert whole.returncode == 0, whole.stderr
     num_calls = len(server.began)
 
     process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while len(server.ended) < num_calls + 20 and time.monotonic() < deadline:
         time.sleep(0.02)
     at_risk = server.at_risk(time.monotonic())
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "queries").exists()
-    done = subprocess.run(command("killed"), capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command("killed"), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
     assert len(written(tmp_path / "whole")) == 120

@@ -188,6 +188,6 @@ def test_a_pattern_that_takes_for_ever_names_itself() -> None:
 
 @pytest.mark.parametrize("text", ["a" * 200_000 + "@", "1-" * 100_000, "sk-" * 60_000, "a@" * 100_000])
 def test_hostile_text_is_masked_in_no_time(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     cleaned([pair(text, "an answer")], max_chars=10**6)
-    assert time.monotonic() - started < 5.0
+    assert time.process_time() - started < 5.0

@@ -74,7 +74,7 @@ def test_an_object_store_behaves_like_a_disk() -> None:
 def _hold(root: str, ready: multiprocessing.synchronize.Event, stop: multiprocessing.synchronize.Event) -> None:
     with RunFolder(root).locked():
         ready.set()
-        stop.wait(30)
+        stop.wait(600)
 
 
 def test_a_second_run_on_a_folder_is_refused_with_the_first_ones_process(folder: RunFolder) -> None:
@@ -83,7 +83,7 @@ def test_a_second_run_on_a_folder_is_refused_with_the_first_ones_process(folder:
     process = context.Process(target=_hold, args=(folder.root, ready, stop))
     process.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(600)
         with pytest.raises(RunFolderError, match=rf"pid {process.pid} on .+, started \d"), folder.locked():
             pass
     finally:

@@ -187,14 +187,16 @@ def seen(found: dict[Any, dict[str, Any]]) -> Seen:
 
 
 def test_the_verdict_and_its_reason_come_first_and_the_regressions_next() -> None:
-    page = seen(results(0.80, 0.95, failed=FAILED))
+    found = results(0.80, 0.95, failed=FAILED)
+    page = seen(found)
     assert list(page.sections)[:3] == ["verdict", "worst", "failed"]
     verdict = page.text("verdict")
     assert verdict.startswith("Refused all: worse than the student in service by ")
     assert "1 of 12 regression prompts are answered wrongly" in verdict
     assert "Is soup vegan?" not in verdict
     worst = page.text("worst")
-    assert worst.startswith("Worse than the student in service 1 request:")
+    num_lost = found["gate"]["sets"]["all"]["lost"]
+    assert worst.startswith(f"Worse than the student in service {num_lost} requests:")
     assert worst.index("lost: where is the red bag?") < worst.index("Where neither is as good") < worst.index("neither")
     assert "Is soup vegan? contains 'ask the cook' Yes, always." in page.text("failed")
 
@@ -378,10 +380,16 @@ def test_without_earlier_cycles_and_with_what_a_vendor_says() -> None:
     Seen(gate_page(found, 2, {}))
 
 
-def test_it_says_at_least_where_the_list_ends_among_the_regressions() -> None:
+def test_it_counts_what_is_lost_and_gained_and_says_how_much_of_it_is_shown() -> None:
     lost = [answered(f"lost {n}", is_regression=True) for n in range(20)]
-    assert "At least 20 requests" in seen(results(0.5, 0.9, worst=lost)).text("worst")
-    assert "At least" not in seen(results(0.5, 0.9, worst=[*lost[:19], WORST[1]])).text("worst")
+    found = results(0.5, 0.9, worst=lost)
+    whole = found["gate"]["sets"]["all"]
+    assert whole["lost"] - whole["gained"] == round(0.4 * whole["pairs"])
+    text = seen(found).text("worst")
+    assert f"{whole['lost']} requests: the student in service is as good" in text
+    assert f"the first 20 here. The other way round: {whole['gained']}." in text
+    found["gate"]["sets"]["all"]["lost"] = 20
+    assert "the first 20" not in seen(found).text("worst")
 
 
 # -- other people's text -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ try:
     Swallows()
     print("swallowed", flush=True)
     threading.Thread(target=watch, daemon=True).start()
-    time.sleep(60)
+    time.sleep(600)
     print("lost")
 except KeyboardInterrupt:
     print("came again")
@@ -38,7 +38,7 @@ except KeyboardInterrupt:
 def test_an_interrupt_that_a_destructor_swallows_comes_again_and_ends_a_sleep(name: str) -> None:
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(signal=name)], capture_output=True, text=True, timeout=90, check=True
+        [sys.executable, "-c", SCRIPT.format(signal=name)], capture_output=True, text=True, timeout=900, check=True
     )
     assert done.stdout.split("\n")[:2] == ["swallowed", "came again"]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300

@@ -105,10 +105,10 @@ def test_a_second_one_on_this_machine_is_told_at_once_who_is_at_work(
     open_store: Callable[[], PairStore], tmp_path: Path
 ) -> None:
     with hold(open_store(), tmp_path / "mail") as held:
-        begun = time.monotonic()
-        with pytest.raises(FlywheelError) as caught, hold(open_store(), tmp_path / "other"):
+        said: list[str] = []
+        with pytest.raises(FlywheelError) as caught, hold(open_store(), tmp_path / "other", said.append):
             pass
-        assert time.monotonic() - begun < lease.LOOK_S
+        assert not said  # it did not watch
         held.require()
     for part in (f"process {os.getpid()} on ", "running since 20", str(tmp_path / "mail"), "(lease 1)", "Wait until"):
         assert part in str(caught.value)
@@ -250,7 +250,7 @@ def test_a_process_is_alive_until_it_ends_also_as_a_zombie_and_its_number_is_not
     another = Where("here", lease._machine(), child.pid, theirs.where.started - 1)
     assert lease._is_alive(Lease(1, 0, "theirs", another)) is False
     child.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while lease._process(child.pid) not in (None, ("Z", theirs.where.started)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert lease._is_alive(theirs) is False  # a zombie
@@ -367,7 +367,7 @@ def test_a_store_that_was_away_for_a_while_is_no_loss(
         monkeypatch.setattr(store, "_swap_lease", swap)
         held.require()
         before = store.lease().beat
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while store.lease().beat == before:  # the thread went on too
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -565,7 +565,7 @@ def test_after_kill_9_the_same_command_goes_on_at_once(start: Callable[..., Runn
     assert first.ask("hold") == 1
     assert "FlywheelError" in second.ask("hold")
     first.signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while "FlywheelError" in str(answer := second.ask("hold")):  # it is dying
         assert time.monotonic() < deadline
     assert answer == 2

@@ -167,7 +167,7 @@ def test_a_rollback_in_the_wrong_folder_says_so(run) -> None:
 def _occupy(folder: str, ready: Any, stop: Any) -> None:
     with occupy(folder):
         ready.set()
-        stop.wait(30)
+        stop.wait(600)
 
 
 def test_a_second_service_in_a_folder_is_refused_with_the_first_ones_process(run) -> None:
@@ -176,7 +176,7 @@ def test_a_second_service_in_a_folder_is_refused_with_the_first_ones_process(run
     process = context.Process(target=_occupy, args=("services/mine", ready, stop))
     process.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(600)
         status, out = run("serve", "config.yaml", "--bundle", made(A), "--port", str(free()))
         assert status == 1
         assert (

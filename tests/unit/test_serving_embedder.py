@@ -101,9 +101,9 @@ def test_text_beyond_the_limit_is_refused_and_never_cut(onnx: Embedder, torch_em
 
 
 def test_megabytes_are_refused_without_being_read(onnx: Embedder) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert onnx.count_tokens("word " * 2_000_000) > onnx.max_tokens
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 1
 
 
 def test_a_process_that_finds_the_onnx_form_made_imports_no_torch(onnx: Embedder) -> None:
@@ -302,7 +302,7 @@ class Scripted(TextEmbedder):
 
     def _run(self, texts: Sequence[str]) -> np.ndarray:
         self.batches.append(sorted(texts))
-        assert self.may_go_on.wait(10)
+        assert self.may_go_on.wait(120)
         if "crash" in texts:
             raise RuntimeError("out of memory")
         if self.gives is not None:

@@ -126,6 +126,26 @@ def test_a_student_is_up_when_it_has_answered(rig: Rig) -> None:
     assert rig.events() == []
 
 
+def test_one_that_ray_cannot_place_says_what_it_waits_for(rig: Rig) -> None:
+    said = (
+        "Deployment 'student' in application 'house' has 1 replicas that have taken more than 30s to be scheduled. "
+        "This may be due to waiting for the cluster to auto-scale or for a runtime environment to be installed. "
+        'Resources required for each replica: {"CPU": 1.0, "GPU": 1}, total resources available: {"CPU": 1.5}. '
+        "Use `ray status` for more details."
+    )
+    rig.bundles.set_candidate(Candidate(B))
+
+    async def story() -> None:
+        assert await rig.round() == {B: LOADING}
+        rig.serve.set(B, "DEPLOYING", said)
+        why = 'student waits for a place: a replica needs {"CPU": 1.0, "GPU": 1}, and the cluster has {"CPU": 1.5} free'
+        assert await rig.round() == {B: {"state": "loading", "why": why}}
+        rig.serve.set(B, "RUNNING")
+        assert await rig.round(3) == {B: UP}
+
+    run(story)
+
+
 def test_a_candidate_comes_up_beside_the_current_one_and_its_promotion_starts_nothing(rig: Rig) -> None:
     rig.bundles.promote(A)
     rig.serve.first = "RUNNING"

@@ -172,7 +172,7 @@ def test_killed_at_a_request_nothing_is_paid_twice(tmp_path: Path, nth: int, whe
         if is_killed.is_set() or moment != when or len(vendor.routes) != nth + 1:
             return None
         is_killed.set()
-        os.kill(pid.get(timeout=30), signal.SIGKILL)
+        os.kill(pid.get(timeout=600), signal.SIGKILL)
         return Reply(close=True)
 
     with ScriptedVendor(meddle=meddle) as vendor:

@@ -70,6 +70,7 @@ def test_near_duplicates_count_once() -> None:
     groups = np.array([0] * 99 + [1])
     found = compare(candidate, current, groups, 0.95, 0)
     assert (found.pairs, found.groups, found.difference) == (100, 2, 0.0)
+    assert (found.lost, found.gained) == (1, 99)
     assert found.low is not None
     assert found.low < -0.5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from distill_ray.serving.models.engine import EngineModel
 from distill_ray.serving.models.vllm import VllmModel
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundle import read_manifest
+
+# ray.serve._private.deployment_state, of replicas "to be scheduled"
+_UNPLACED = re.compile(r"required for each replica: (?P<needed>.+?), total resources available: (?P<free>\{.*?\})")
 
 
 def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling: ScalingConfig) -> serve.Application:
@@ -104,6 +108,16 @@ def why_failed(status: Any) -> str | None:
         if "FAILED" in deployment.status or "UNHEALTHY" in deployment.status:
             lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
             return f"{name}: {lines[-1] if lines else deployment.status}"
+    return None
+
+
+def why_waiting(status: Any) -> str | None:
+    """For what Serve's controller has waited half a minute and more; None: it has not."""
+    for name, deployment in status.deployments.items():
+        if found := _UNPLACED.search(deployment.message):
+            return (
+                f"{name} waits for a place: a replica needs {found['needed']}, and the cluster has {found['free']} free"
+            )
     return None
 
 

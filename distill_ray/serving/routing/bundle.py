@@ -205,11 +205,7 @@ def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bo
         )
     check_files(folder, manifest, with_student=with_student)
     index = NearestIndex.load(folder / "index")
-    try:
-        with pa.memory_map(str(folder / "entries.arrow")) as source:
-            entries = pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(folder / "entries.arrow", str(error)) from error
+    entries = _read_entries(folder)
     if not entries.schema.equals(ENTRIES_SCHEMA, check_metadata=True) or len(entries) != len(index):
         raise _damaged(folder / "entries.arrow", f"{len(entries)} rows for an index of {len(index)}")
     outcomes_N = entries["outcome"].to_numpy().astype(np.float32)
@@ -218,9 +214,13 @@ def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bo
 
 def learnt_entries(folder: Path) -> list[dict[str, Any]]:
     """The rows of a bundle's index, as records of ENTRIES_SCHEMA. Raises BundleError: they cannot be read."""
+    return _read_entries(folder).to_pylist()
+
+
+def _read_entries(folder: Path) -> pa.Table:
     try:
         with pa.memory_map(str(folder / "entries.arrow")) as source:
-            return pa.ipc.open_file(source).read_all().to_pylist()
+            return pa.ipc.open_file(source).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(folder / "entries.arrow", str(error)) from error
 

@@ -1,4 +1,4 @@
-"""A small world for whole cycles: sentences of two languages, whose name the teacher says."""
+"""A small world for whole cycles of the flywheel: sentences of two languages, whose name the teacher says."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def pairs(count: int, seed: int, names: dict[str, str] = NAMES, owners: Sequence
 
 
 def config_of(folder: Path, **flywheel: Any) -> Path:
-    """A config whose student learns this in half a minute."""
+    """Write a config whose student learns this in half a minute."""
+    folder.mkdir(parents=True, exist_ok=True)
     raw = {
         "name": "mine",
         "recipe": {"type": "context", "context": {"text": "Say which language it is."}, "query": "{{ text }}"},
@@ -56,6 +57,7 @@ def config_of(folder: Path, **flywheel: Any) -> Path:
             "epochs": 20,
             "learning_rate": 1.0e-3,
             "max_tokens_per_batch": 1024,
+            "validate_every": 10,  # checkpoints to go on from
             "cpus_per_worker": 2,
             "tensorboard": False,
         },
