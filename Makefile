@@ -27,7 +27,8 @@ flywheel-demo: install
 	$(BIN)/python benchmarks/flywheel_demo.py
 
 test: install
-	$(BIN)/python -m pytest tests --durations=30
+	$(BIN)/python -m pytest tests/unit -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/integration tests/gpu --durations=30
 
 testall: install
 	$(BIN)/python -m pytest tests --durations=30 -m "slow or not slow"

@@ -12,7 +12,7 @@
     back     `distill-ray rollback`, while clients go on asking
 
 Agreement is measured on the student's share: the teacher is asked the same in another request, which is not collected.
-Writes flywheel.json and flywheel.svg into the folder.
+Writes flywheel.json, requests.json and flywheel.svg into the folder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import json
@@ -69,6 +70,16 @@ class Asked:
     route: str
     bundle: str
     answer: str
+    teacher_answer: str | None = None
+    """What the teacher says to it, where the student answered."""
+
+    teacher_tokens: int = 0
+    """What that costs: prompt and completion."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the student said what the teacher says."""
+        return self.answer == self.teacher_answer
 
 
 @dataclass
@@ -135,23 +146,24 @@ class Demo:
         response = await client.post(self.url + "/v1/chat/completions", json=body, headers=headers)
         return response.raise_for_status()
 
-    def agreement(self, asked: Sequence[Asked]) -> tuple[int, int]:
-        """Of the student's answers: how many the teacher gives too, and how many there are."""
+    def compare(self, asked: Sequence[Asked]) -> tuple[int, int]:
+        """Ask the teacher what the student answered: how often they agree, and of how many."""
         students = [each for each in asked if each.route == "student"]
 
-        async def ask_teacher() -> list[str]:
+        async def ask_teacher() -> None:
             at_once = asyncio.Semaphore(CLIENTS)
             async with httpx.AsyncClient(timeout=120) as client:
 
-                async def one(each: Asked) -> str:
+                async def one(each: Asked) -> None:
                     async with at_once:
-                        response = await self._ask(client, each.text, "teacher")
-                    return response.json()["choices"][0]["message"]["content"]
+                        said = (await self._ask(client, each.text, "teacher")).json()
+                    each.teacher_answer = said["choices"][0]["message"]["content"]
+                    each.teacher_tokens = said["usage"]["total_tokens"]
 
-                return list(await asyncio.gather(*(one(each) for each in students)))
+                await asyncio.gather(*(one(each) for each in students))
 
-        answers = asyncio.run(ask_teacher())
-        return sum(a.answer == b for a, b in zip(students, answers, strict=True)), len(students)
+        asyncio.run(ask_teacher())
+        return sum(each.agrees for each in students), len(students)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -345,7 +357,8 @@ def main() -> None:
     with served(demo):
         result = tell(demo, arguments.scale)
     (folder / "flywheel.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(demo, folder / "flywheel.svg")
+    (folder / "requests.json").write_text(json.dumps([dataclasses.asdict(each) for each in demo.asked]) + "\n")
+    draw(demo.asked, folder / "flywheel.svg")
     for name in ("share_on_student", "agreement", "gate_refused", "rolled_back", "teacher_tokens_saved"):
         print(f"{name}: {result[name]}")
     print(f"wrote: {folder}/flywheel.json, flywheel.svg ({demo.now():.0f} s)")
@@ -360,7 +373,7 @@ def tell(demo: Demo, scale: float) -> dict[str, Any]:
     demo.replay("cold", requests(("same", stream(SAME, num(1200), 1))))
     first = demo.cycle("cycle 1")
     fresh = demo.replay("fresh", requests(("same", stream(SAME, num(300), 2)), ("new", stream(NEW, num(220), 3))))
-    fresh_agreed = demo.agreement(fresh)
+    fresh_agreed = demo.compare(fresh)
     old = demo.pointer()["version"]
     with Trickle(demo.url, [row["text"] for row in stream(SAME, 50, 8)], pause_s=0.5) as asked:
         second = demo.cycle("cycle 2")
@@ -368,7 +381,7 @@ def tell(demo: Demo, scale: float) -> dict[str, Any]:
     promoted = [move for move in demo.moves() if move["action"] == "promote"][-1]
     promotion = asked.around(old, promoted["version"], promoted["time"])
     both = demo.replay("both", requests(("same", stream(SAME, num(150), 4)), ("new", stream(NEW, num(150), 5))))
-    both_agreed = demo.agreement(both)
+    both_agreed = demo.compare(both)
     demo.poison(stream(SAME, num(300), 6))
     third = demo.cycle("cycle 3")
     back = demo.go_back([row["text"] for row in stream(SAME, 200, 7)])
@@ -412,31 +425,46 @@ def shares(asked: Sequence[Asked]) -> dict[tuple[str, str], float]:
     return {key: round(sum(routes) / len(routes), 4) for key, routes in groups.items()}
 
 
-def draw(demo: Demo, path: Path) -> None:
-    """Share on the student over the stream, by kind; what the cycles came to between its parts."""
+def draw(asked: Sequence[Asked], path: Path) -> None:
+    """Over the stream: share on the student by kind, its agreement with the teacher, the teacher's tokens it saved."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    asked = sorted(demo.asked, key=lambda each: each.at)
+    asked = sorted(asked, key=lambda each: each.at)
+    figure, (share, agreement, saved) = plt.subplots(
+        3, 1, figsize=(8, 5.6), layout="constrained", sharex=True, height_ratios=[2, 1.2, 1.2]
+    )
     for kind, color, label in (("same", "#2f6fde", "the kind it began with"), ("new", "#d9822b", "a new kind")):
-        points = [(number, each.route == "student") for number, each in enumerate(asked) if each.kind == kind]
-        window = [
-            (points[n][0], sum(route for _, route in points[max(0, n - WINDOW) : n + 1]) / min(n + 1, WINDOW + 1))
-            for n in range(len(points))
-        ]
-        if window:
-            axes.plot(*zip(*window, strict=True), color=color, label=label)
+        for phase in ("cold", "fresh", "both"):
+            of_phase = [(n, each) for n, each in enumerate(asked) if (each.phase, each.kind) == (phase, kind)]
+            routed = [(n, each.route == "student") for n, each in of_phase]
+            agreed = [(n, each.agrees) for n, each in of_phase if each.route == "student"]
+            share.plot(*_rolling(routed), color=color, label=label if phase == "fresh" else None)
+            agreement.plot(*_rolling(agreed), color=color)
+    saved.plot([0, *itertools.accumulate(each.teacher_tokens / 1000 for each in asked)], color="#2f6fde")
     edges = [next(n for n, each in enumerate(asked) if each.phase == phase) for phase in ("fresh", "both")]
-    for edge, text in zip([*edges, len(asked)], ("promoted", "promoted", "poison refused,\nrolled back"), strict=True):
-        axes.axvline(edge, color="#888888", linewidth=1, linestyle="--")
-        axes.annotate(text, (edge, 1.04), ha="right" if edge == len(asked) else "center", fontsize=8, color="#555555")
-    axes.set(xlabel="requests", ylabel="share on the student", ylim=(-0.02, 1.02), xlim=(0, len(asked)))
-    axes.legend(loc="center left", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    for axes in (share, agreement, saved):
+        for edge in edges:
+            axes.axvline(edge, color="#888888", linewidth=1, linestyle="--")
+        axes.spines[["top", "right"]].set_visible(False)
+    ends = [0, *edges, len(asked)]
+    told = ("all to the teacher", "first student", "second student, until\nthe rollback")
+    for begin, end, text in zip(ends, ends[1:], told, strict=False):
+        share.annotate(text, ((begin + end) / 2, 1.05), ha="center", va="bottom", fontsize=8, annotation_clip=False)
+    share.set(ylabel="share on the student", ylim=(-0.03, 1.03), xlim=(0, len(asked)))
+    agreement.set(ylabel="agreement", ylim=(-0.05, 1.05))
+    saved.set(ylabel="tokens saved (k)", xlabel="requests", ylim=(0, None))
+    share.legend(loc="center left", frameon=False)
     figure.savefig(path, metadata={"Date": None})
+
+
+def _rolling(points: Sequence[tuple[int, bool]]) -> tuple[list[int], list[float]]:
+    """Where, and the share among the last WINDOW there."""
+    values = [value for _, value in points]
+    parts = [values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1)]
+    return [number for number, _ in points], [sum(part) / len(part) for part in parts]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -98,11 +99,14 @@ class World:
             SystemExit: it failed by itself.
         """
         process, until = self.start(), time.monotonic() + LONGEST_S
-        while process.poll() is None and not is_time() and time.monotonic() < until:
-            time.sleep(0.02)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        try:
+            while process.poll() is None and not is_time() and time.monotonic() < until:
+                time.sleep(0.02)
+        finally:
+            is_over = process.poll() is not None
+            process.kill()
             process.wait()
+        if not is_over:
             return True
         if process.returncode != 0:
             raise SystemExit((self.config.parent / "runs.log").read_text()[-3000:])
@@ -207,31 +211,27 @@ def cluster(folder: Path) -> Iterator[None]:
     ray = str(Path(sys.executable).parent / "ray")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.update(token)
-    command = [ray, "start", "--head", "--block", "--port=0", "--num-cpus=4", "--disable-usage-stats",
-               "--include-dashboard=false", f"--temp-dir={folder}"]  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
+               "--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder}"]  # fmt: skip
     log = folder / "head.log"
     with log.open("wb") as output:
         head = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
-        while not (found := _address(log.read_text())):
+        deadline = time.monotonic() + 300
+        while "Ray runtime started" not in log.read_text():
             if head.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(log.read_text())
             time.sleep(0.2)
-        os.environ["RAY_ADDRESS"] = found
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
         yield
     finally:
         for name in ("RAY_ADDRESS", *token):
             os.environ.pop(name, None)
         head.send_signal(signal.SIGTERM)
         head.wait(30)
-
-
-def _address(text: str) -> str | None:
-    for line in text.splitlines():
-        if "--address=" in line:
-            return line.split("--address=")[1].strip().strip("'\"")
-    return None
 
 
 def main() -> None:

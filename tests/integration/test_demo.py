@@ -33,7 +33,7 @@ SETTINGS = [
     "train.cpus_per_worker=0.5",
     "train.epochs=3",
     "train.max_tokens_per_batch=256",
-    "evaluate.engine=vllm",
+    "evaluate.engine=hf",  # calibration asks the student on vLLM
     "evaluate.max_rows=100",
     "student.engine_kwargs={max_model_len: 512}",
 ]
@@ -152,7 +152,7 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, _ = demo_run
-    config = stored_config(folder)
+    config = stored_config(folder, ["evaluate.engine=vllm"])
     found = calibrate(config, folder)  # of 400 held-out rows 100 were evaluated; the student is asked for the rest
     figures = json.loads((found.folder / "calibration.json").read_text())
     assert found.is_new
@@ -177,7 +177,7 @@ def test_the_run_becomes_a_bundle_that_decides_as_it_was_measured(
     assert decision.similarity == pytest.approx(1.0, abs=1e-3)
     asked = {"messages": [{"role": "system", "content": "Other."}, {"role": "user", "content": text}]}
     assert decide(bundle, request_key(asked, []), vector).route == "teacher"
-    stronger = calibrate(stored_config(folder, ["calibrate.error_budget=0.001"]), folder)
+    stronger = calibrate(stored_config(folder, ["evaluate.engine=vllm", "calibrate.error_budget=0.001"]), folder)
     assert stronger.is_new
     assert stronger.manifest.version != found.manifest.version
     assert stronger.manifest.threshold == NEVER, "400 pairs cannot show one in a thousand"
@@ -197,7 +197,7 @@ def test_the_bundle_is_served_with_real_models_on_both_sides(
         "pass_fields": ["add_generation_prompt", "continue_final_message"],
     }
     held_out = folder.read_table("eval", "predictions.parquet").to_pylist()[:20]
-    bundle = calibrate(stored_config(folder), folder).folder
+    bundle = calibrate(stored_config(folder, ["evaluate.engine=vllm"]), folder).folder
     with serving(tmp_path, raw, "--bundle", str(bundle)) as service:
         until(lambda: service.status()["student_up"])
         _answers_what_it_was_trained_on(service, held_out)
