@@ -183,7 +183,8 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             number, steps = world.steps()
             where["boundary" if at_boundary else f"in {STEPS[min(steps, len(STEPS) - 1)]}"] += 1
             print(f"kill {done}: cycle {number}, {steps} steps done", flush=True)
-            problems += world.problems()
+            problems += (found := world.problems())
+            print(*found, sep="\n", end="\n" if found else "", flush=True)
             if number and steps:
                 world.add(pairs(LATE, seed + 10_000 + done), begun=number)
             continue
@@ -231,7 +232,11 @@ def cluster(folder: Path) -> Iterator[None]:
         for name in ("RAY_ADDRESS", *token):
             os.environ.pop(name, None)
         head.send_signal(signal.SIGTERM)
-        head.wait(30)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
 
 
 def main() -> None:
@@ -245,11 +250,11 @@ def main() -> None:
     try:
         with cluster(scratch):
             result = kill_runs(scratch / "world", options.kills, options.seed)
+            print(json.dumps(result, indent=1), flush=True)
+            if options.out is not None:
+                options.out.write_text(json.dumps(result, indent=1) + "\n")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(json.dumps(result, indent=1))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
     if result["problems"] or result["undisturbed"] != result["killed"]:
         raise SystemExit("something was lost, or the bundle is another one")
 
