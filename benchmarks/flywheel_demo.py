@@ -208,7 +208,9 @@ class Demo:
             answer = Answer(wrong[row["label"]], "stop", model="demo", prompt_tokens=480, completion_tokens=20)
             fingerprint = request_key(body, []).fingerprint
             spool.append(
-                make_pair(body, answer, messages=body["messages"], teacher=teacher, owner="", fingerprint=fingerprint)
+                make_pair(
+                    body, answer, messages=body["messages"], teacher=teacher, owner="anybody", fingerprint=fingerprint
+                )
             )
         spool.close()
         deadline = time.monotonic() + COLLECT_S
