@@ -17,6 +17,7 @@ import datetime
 import itertools
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ IDS_PER_QUERY = 10_000
 KEPT_VERSIONS = datetime.timedelta(hours=1)  # readers of an older one may still be at it
 RETRY_S = 1.0
 ROWS_PER_FILE = 100_000  # what a compaction reads and writes again at most, where nothing was deleted
+_PLACE = re.compile(r",? *\S+\.rs:\d+:\d+")  # of a source file on the machine where lance was built
 CACHE_BYTES = 16 << 20  # of each kind; at Lance's own gigabytes a writer grows for days
 
 DELETION_SCHEMA = pa.schema(
@@ -223,7 +225,7 @@ class _Dataset:
             raise
         except Exception as error:  # lance raises OSError, ValueError or RuntimeError, an object store's client its own
             self._opened = None
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = _PLACE.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])
             raise StoreError(
                 f"{self._uri}: cannot use the store of pairs ({why}); check serve.collect.store, the folder's "
                 "permissions and the disk's space"

@@ -73,7 +73,15 @@ class LeaseFiles:
         return sorted(int(name[:20]) for name in names if re.fullmatch(r"[0-9]{20}\.json", name))
 
     def _read(self, numbers: list[int]) -> Lease:
-        return LEASE.validate_json(self._fs.cat_file(self._path(numbers[-1]))) if numbers else Lease()
+        if not numbers:
+            return Lease()
+        content = self._fs.cat_file(self._path(numbers[-1]))
+        try:
+            return LEASE.validate_json(content)
+        except ValueError as error:
+            raise StoreError(
+                f"{self._url}/{numbers[-1]:020d}.json: damaged; delete it while no flywheel runs"
+            ) from error
 
     def _path(self, number: int) -> str:
         return f"{self._folder}/{number:020d}.json"
@@ -99,6 +107,8 @@ class LeaseFiles:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:  # a file system's OSError, an object store's client its own
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StoreError(
