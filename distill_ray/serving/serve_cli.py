@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill_ray.config import RunConfig, load_config
-from distill_ray.errors import ClusterError, ConfigError, StoreError
+from distill_ray.errors import BundleError, ClusterError, ConfigError, StoreError
 from distill_ray.serving.keys_cli import keys_app
 
 if TYPE_CHECKING:
@@ -143,10 +143,17 @@ def rollback(
     loaded = load_config(config, overrides or [])
     from distill_ray.serving.names import existing_service_folder
     from distill_ray.serving.preflight import bundles_of
+    from distill_ray.serving.routing.bundles import NOTHING
 
     folder = existing_service_folder(loaded)
     bundles = bundles_of(folder)
     before = bundles.current()
+    if before is None and version in (None, NOTHING):
+        nothing = f"{os.path.relpath(folder)}: no bundle is in service; the teacher answers everything already"
+        if version is None:
+            raise BundleError(nothing)
+        typer.echo(nothing)
+        return
     now = bundles.rollback(version) or "none (the teacher answers everything)"
     typer.echo(f"current: {now} (before: {before}), in {os.path.relpath(folder)}")
     num_unmarked = _settled(loaded, folder, bundles)

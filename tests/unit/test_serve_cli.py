@@ -161,6 +161,16 @@ def test_a_rollback_in_the_wrong_folder_says_so(run) -> None:
     assert not Path("services").exists()
 
 
+def test_without_a_bundle_there_is_nothing_to_go_back_from(run) -> None:
+    Path("services/mine").mkdir(parents=True)
+    nothing = "services/mine: no bundle is in service; the teacher answers everything already"
+    assert run("rollback", "config.yaml") == (1, f"error: {nothing}")
+    assert run("rollback", "config.yaml", "none") == (0, nothing)
+    run("promote", "config.yaml", made(A))
+    assert run("rollback", "config.yaml", "none")[0] == 0
+    assert run("rollback", "config.yaml", "none") == (0, nothing)
+
+
 # -- one service per folder ------------------------------------------------------------------------------------------
 
 
