@@ -241,9 +241,11 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: `distill-ray check config.yaml`
     """
     loaded = load_config(config, overrides or [])
+    from distill_ray.flywheel.preflight import check_flywheel
     from distill_ray.pipeline.check import check as run_check
 
-    for line in run_check(loaded):
+    others = [check_flywheel(loaded)] if "flywheel" in loaded.model_fields_set else []
+    for line in run_check(loaded, *others):
         mark = "" if line.startswith("warning: ") else "[green]ok[/green]  "
         console.print(mark + escape(line))
     _say_next("preview", str(config), "-n", "5", *_sets(overrides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill_ray.config.base import Config, FilePath, Pattern, ServerUrl
 from distill_ray.config.train import LoraConfig
@@ -39,6 +39,15 @@ class CleanConfig(Config):
 
     min_owners: Annotated[int, Field(ge=1)] = 1
     """Owners that a cycle takes: with 2 or more, one alone cannot say what everybody's student learns."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> CleanConfig:
+        if self.max_chars < self.min_chars:
+            raise ValueError(
+                f"max_chars: {self.max_chars}, and an answer alone has min_chars: {self.min_chars} or more, so no pair "
+                f"would be left; give max_chars {self.min_chars} or more"
+            )
+        return self
 
 
 class RayTrainerConfig(Config):
@@ -91,7 +100,8 @@ class GateConfig(Config):
     """With which that is to be shown."""
 
     min_pairs: Annotated[int, Field(ge=1)] = 100
-    """Held-out requests without near-duplicates that a verdict takes; with fewer the current student stays."""
+    """Held-out requests without near-duplicates that a verdict takes; with fewer nothing is trained. A threshold may
+    take more: 118 with the default `calibrate.error_budget` and `calibrate.confidence`."""
 
     regressions: FilePath | None = None
     """JSON lines of prompts that every student has to answer rightly: {"text" or "messages": ..., and one of "equals",
@@ -123,8 +133,9 @@ class ShadowConfig(Config):
 class FlywheelConfig(Config):
     """From collected pairs to a promoted student: what one cycle does."""
 
-    min_pairs: Annotated[int, Field(ge=1)] = 500
-    """New pairs that a cycle takes; with fewer it ends at once."""
+    min_pairs: Annotated[int, Field(ge=1)] = 1000
+    """Pairs stored since the last cycle that the next one takes; with fewer it ends at once. Nothing is trained either
+    where those held out cannot show enough (`gate.min_pairs`, `calibrate.error_budget`)."""
 
     clean: CleanConfig = CleanConfig()
     """Which pairs may be learnt from."""

@@ -22,6 +22,7 @@ from distill_ray.flywheel.cycles import STEPS, Cycles, Outcome, StepName
 from distill_ray.flywheel.gate import gate
 from distill_ray.flywheel.lease import hold
 from distill_ray.flywheel.page import PAGED, write_gate_page
+from distill_ray.flywheel.preflight import require_ready
 from distill_ray.flywheel.training import train
 from distill_ray.flywheel.work import Work
 from distill_ray.pipeline.cluster import connected
@@ -41,6 +42,8 @@ _DO: dict[StepName, Callable[[Work], dict[str, Any]]] = {
     "shadow": promotion.shadow,
     "promote": promotion.promote,
 }
+# Before a cycle begins, and before anything is paid for: files may have gone meanwhile.
+_CHECKED: tuple[StepName, ...] = ("snapshot", "train")
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
     Args:
         config: the whole YAML.
         service: the service's folder.
-        again: learn also from what refused cycles set aside.
+        again: learn also from what refused cycles set aside, and begin with whatever is there.
 
     Raises:
+        InputError: the config, or a file that it names, is wrong. Said before anything is trained, where it can be.
         FlywheelError: another runner is at work.
         DistillError: a step cannot be done now. The service stays as it is, and the same command goes on.
     """
@@ -91,6 +95,8 @@ def _run(work: Work) -> Ended:
         if result is None or result["made_from"] != made_from:
             cycle.drop_from(step)
             work.lease.require()
+            if step in _CHECKED:
+                require_ready(work.config, work.service)
             result = _done(work, step, made_from)
         if result["outcome"] != "go_on":
             cycle.tidy()
@@ -113,7 +119,9 @@ def _done(work: Work, step: StepName, made_from: str) -> dict[str, Any]:
     if step in PAGED:
         write_gate_page(work.cycle, step, result)
     work.cycle.write(step, result)
-    work.say(f"cycle {work.cycle.number}: {step}: {line_of(step, result)}")
+    # Why a cycle is over is said at its end.
+    came_to = line_of(step, result) if result["outcome"] == "go_on" or not result.get("why") else result["outcome"]
+    work.say(f"cycle {work.cycle.number}: {step}: {came_to}")
     return result
 
 

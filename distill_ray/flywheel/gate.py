@@ -13,6 +13,7 @@ from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.flywheel.clusters import cluster
 from distill_ray.flywheel.pool import turns_of
 from distill_ray.flywheel.regressions import read_regressions
+from distill_ray.flywheel.splitting import measured_on
 from distill_ray.flywheel.students import candidate_engine, engine_of_bundle
 from distill_ray.flywheel.verdict import compare, judge
 from distill_ray.flywheel.work import Work
@@ -156,9 +157,8 @@ def _ask(
 
 
 def _held_out(work: Work) -> list[dict[str, Any]]:
-    table = work.cycle.files.read_table("pairs.parquet")
-    records = [record for record in table.to_pylist() if record["split"] in HELD_OUT]
-    return sorted(records, key=lambda record: record["pair_id"])[: work.config.calibrate.max_pairs]
+    records = work.cycle.files.read_table("pairs.parquet").to_pylist()
+    return measured_on(records, work.config.calibrate.max_pairs)
 
 
 # -- what was learnt ---------------------------------------------------------------------------------------------------

@@ -7,18 +7,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from distill_ray.config import RunConfig
 from distill_ray.flywheel.cleaning import Dropped, clean
+from distill_ray.flywheel.enough import what_is_missing
 from distill_ray.flywheel.pool import (
     HELD_OUT,
     KEPT_SCHEMA,
     SPLIT_SCHEMA,
+    Pool,
     kept_records,
     pool,
     read_pairs,
     share_of,
     used_as,
 )
-from distill_ray.flywheel.splitting import evaluation_texts, split_pairs
+from distill_ray.flywheel.splitting import evaluation_texts, measured_on, split_pairs
 from distill_ray.flywheel.work import Work
 from distill_ray.serving.collecting.store import Selection
 from distill_ray.serving.routing.bundle import learnt_entries
@@ -39,9 +42,22 @@ def snapshot(work: Work) -> dict[str, Any]:
         "stored": work.store.count(),
     }
     if found.num_new < work.config.flywheel.min_pairs and not work.again:
-        waits = f"{found.num_new} new pairs, and a cycle takes {work.config.flywheel.min_pairs} (flywheel.min_pairs)"
-        return {**figures, "outcome": "too_few", "why": [waits]}
+        return {**figures, "outcome": "too_few", "why": [what_waits(found, work.config)]}
     return {**figures, "outcome": "go_on"}
+
+
+def what_waits(found: Pool, config: RunConfig) -> str:
+    """Where a cycle does not begin: how many pairs are there, and which of them are not new."""
+    waits = [f"{found.num_new} new pairs, and a cycle takes {config.flywheel.min_pairs} (flywheel.min_pairs)"]
+    if found.num_older:
+        waits += [f"{found.num_older} older ones wait with them"]
+    if found.num_set_aside:
+        waits += [f"{found.num_set_aside} are set aside"]
+    if waits[1:]:
+        waits += ["`distill-ray flywheel run --again` begins now, with all of these"]
+    if not config.serve.collect.enabled:
+        waits += ["serve.collect.enabled is false, so no more will come"]
+    return "; ".join(waits)
 
 
 def cleaned(work: Work) -> dict[str, Any]:
@@ -112,6 +128,9 @@ def split(work: Work) -> dict[str, Any]:
     if not counts["held_out"] and not counts["earlier"]:
         why = "no pair is held out, so nothing would show how good a candidate is; raise flywheel.holdout"
         return {**figures, "outcome": "too_few", "why": [why]}
+    measured = measured_on(found.records, config.calibrate.max_pairs)
+    if (missing := what_is_missing(config, measured, work.cycle.needed("snapshot")["pairs"])) is not None:
+        return {**figures, "outcome": "too_few", "why": [missing]}
     return {**figures, "outcome": "go_on"}
 
 

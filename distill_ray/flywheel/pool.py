@@ -55,6 +55,11 @@ class Pool:
 
     num_set_aside: int
 
+    @property
+    def num_older(self) -> int:
+        """Of `ids`, those that wait since an earlier cycle."""
+        return max(0, len(self.ids) - self.num_new)
+
 
 def pool(store: PairStore, before: Sequence[Cycle], *, again: bool) -> Pool:
     """The pairs that a new cycle starts with.

@@ -34,11 +34,7 @@ def shadow(work: Work) -> dict[str, Any]:
     config = work.config.flywheel.shadow
     if config is None:
         return {"outcome": "go_on", "skipped": True}
-    if not is_served(work.service):
-        raise FlywheelError(
-            f"{work.service}: no service runs here, and flywheel.shadow tries candidates on its requests; start it by "
-            "`distill-ray serve`, then run the same command again; or leave flywheel.shadow out"
-        )
+    require_served(work.service)
     version = work.bundles.install(work.cycle.folder / "bundle")
     work.bundles.set_candidate(Candidate(version, config.share, config.max_tokens))
     until = time.monotonic() + config.timeout_s
@@ -161,6 +157,15 @@ def _students(service: Path) -> dict[str, dict[str, Any]]:
         raise FlywheelError(
             f"{service}/students.json: damaged ({error}); delete it: the service writes it anew"
         ) from error
+
+
+def require_served(service: Path) -> None:
+    """Raises FlywheelError: there is no service whose requests a candidate could be tried on."""
+    if not is_served(service):
+        raise FlywheelError(
+            f"{service}: no service runs here, and flywheel.shadow tries candidates on its requests; start it by "
+            "`distill-ray serve`, then run the same command again; or leave flywheel.shadow out"
+        )
 
 
 def is_served(service: Path) -> bool:

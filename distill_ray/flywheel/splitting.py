@@ -93,6 +93,12 @@ def split_pairs(
     return Splits(used, dropped)
 
 
+def measured_on(records: Sequence[Record], most: int) -> list[Record]:
+    """What candidates are measured on, of all records of a cycle: held out now or before; by id, `most` of them."""
+    held_out = [record for record in records if record["split"] in ("held_out", "earlier")]
+    return sorted(held_out, key=lambda record: record["pair_id"])[:most]
+
+
 def evaluation_texts(files: Sequence[str], column: str) -> list[str]:
     """The requests of the user's own evaluation sets.
 

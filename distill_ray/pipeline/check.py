@@ -47,8 +47,12 @@ SAMPLE_ROWS = 100
 ANSWER_S = 5.0  # for a server to say anything
 
 
-def check(config: RunConfig) -> Iterator[str]:
+def check(config: RunConfig, *others: Iterator[str]) -> Iterator[str]:
     """Yield one line per thing found in order.
+
+    Args:
+        config: the whole YAML.
+        others: checks of what is not known here.
 
     Raises:
         InputError: what is wrong, all of it; a broken teacher does not hide a broken student.
@@ -61,7 +65,8 @@ def check(config: RunConfig) -> Iterator[str]:
         yield from recipe_warnings(config)
     except InputError as error:
         wrong.append(error)
-    for part in (_check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)):
+    parts = _check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)
+    for part in (*parts, *others):
         try:
             yield from part
         except InputError as error:
@@ -182,6 +187,14 @@ def _why_no_answer(engine: OpenAIEngineConfig) -> str | None:
     except httpx.HTTPError as error:
         return type(error).__name__
     return f"HTTP {response.status_code}" if response.status_code >= 500 else None
+
+
+def check_judge(config: RunConfig) -> Iterator[str]:
+    """Whether who compares answers can be asked, where somebody is. Raises ConfigError."""
+    if config.calibrate.metric == "judge":
+        own = config.calibrate.judge
+        engine, key = (own, "calibrate.judge") if own is not None else (config.teacher, "teacher")
+        yield f"judge {_check_engine(engine, key)}"
 
 
 def check_reward(config: RunConfig) -> Iterator[str]:

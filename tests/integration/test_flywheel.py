@@ -175,7 +175,9 @@ def test_a_poisoned_batch_is_refused_and_changes_nothing(story: Story) -> None:
 def test_what_a_refused_cycle_learnt_is_set_aside(story: Story) -> None:
     ended = run_cycle(story.config, str(story.service))
     assert ended.outcome == "too_few"
-    assert ended.why == ["0 new pairs, and a cycle takes 200 (flywheel.min_pairs)"]
+    [why] = ended.why
+    assert why.startswith("0 new pairs, and a cycle takes 200 (flywheel.min_pairs); ")
+    assert f"{story.result(ended.number, 'snapshot')['set_aside']} are set aside" in why
     assert story.result(ended.number, "snapshot")["set_aside"] == len(story.used(3)) - len(
         [split for split in story.used(3).values() if split in ("earlier", "replay")]
     ) + sum(story.result(3, "clean")["dropped"].values())

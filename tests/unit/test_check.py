@@ -300,6 +300,28 @@ def test_a_model_that_the_hub_does_not_give_is_said_with_the_ways_out(
     assert "teacher.model: looking for nobody/no-such-model" in capsys.readouterr().err
 
 
+def test_the_command_looks_at_the_flywheel_where_the_config_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside all else: `data` is what an offline run needs."""
+
+    def said(**flywheel: object) -> str:
+        raw = {"recipe": CONTEXT, "data": {"source": "nowhere.jsonl"}, "teacher": {"type": "fake"}, **flywheel}
+        (tmp_path / "config.yaml").write_text(json.dumps(raw | {"student": {"model": "demo"}}))
+        monkeypatch.setattr(sys, "argv", ["distill-ray", "check", str(tmp_path / "config.yaml")])
+        with pytest.raises(SystemExit):
+            main()
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    assert "flywheel" not in said()
+    assert "flywheel: 0 regression prompts; 0 requests of evaluation files; trained here" in said(flywheel={})
+    both = said(flywheel={"gate": {"regressions": "must.jsonl"}})
+    assert "2 things are wrong" in both
+    assert f"flywheel.gate.regressions: {tmp_path}/must.jsonl: cannot be read" in both
+    assert "nowhere.jsonl" in both
+
+
 def test_a_run_checks_teacher_and_reward_before_it_pays(tmp_path: Path) -> None:
     from distill_ray.pipeline.folder import RunFolder
     from distill_ray.pipeline.run import run

@@ -74,6 +74,11 @@ def test_a_url_stays_a_url(tmp_path: Path) -> None:
         ("train.epochs=0", "train.epochs", "greater than or equal to 1 (got 0)"),
         ("train=3", "train", "got 3"),
         ("teacher.type=vlmm", "teacher", "vlmm"),
+        (
+            "flywheel.clean={min_chars: 1000, max_chars: 10}",
+            "flywheel.clean",
+            "max_chars: 10, and an answer alone has min_chars: 1000 or more, so no pair would be left; give max_chars",
+        ),
         ("teacher.replicas={min: 3, max: 2}", "teacher.replicas", "min (3) is above max (2)"),
         ("teacher.sampling.top_logprobs=5", "teacher.sampling.top_logprobs", "`fake` engine cannot"),
         ("recipe.parse={regex: '('}", "recipe.parse.regex", "not a regular expression"),

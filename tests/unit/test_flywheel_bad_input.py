@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from distill_ray.config.flywheel import FlywheelConfig
 from distill_ray.errors import BundleError, ConfigError, DataError, FlywheelError, StoreError
 from distill_ray.flywheel import cycle as machine
 from distill_ray.flywheel.cycle import Ended, run_cycle
+from distill_ray.flywheel.cycles import Cycles
+from distill_ray.flywheel.preflight import check_flywheel, shadow_shows
 from distill_ray.flywheel.promotion import student_problem
 from distill_ray.flywheel.students import student_to_train
 from distill_ray.flywheel.work import Work
@@ -32,6 +35,7 @@ from tests.unit.test_cycle import RAW
 from tests.unit.test_splitting import text
 
 A = "a" * 12
+EASY: dict[str, Any] = {"error_budget": 0.5, "confidence": 0.6}  # a threshold takes four
 
 
 class Reached(Exception):
@@ -58,9 +62,12 @@ def service(tmp_path: Path) -> Path:
 
 def run(service: Path, pairs: list[Pair], **flywheel: Any) -> Ended:
     LanceStore(str(service / "pairs"), "pairs").add(pairs)
-    config = parse_config({**RAW, "flywheel": {"min_pairs": 20, **flywheel}})
+    return run_with(service, {"calibrate": EASY, "flywheel": {"min_pairs": 20, "gate": {"min_pairs": 4}, **flywheel}})
+
+
+def run_with(service: Path, sections: dict[str, Any], *, again: bool = False) -> Ended:
     try:
-        return run_cycle(config, str(service))
+        return run_cycle(parse_config({**RAW, **sections}), str(service), again=again)
     finally:
         assert Bundles(service / "bundles").versions() == [A]
 
@@ -115,6 +122,124 @@ def test_pairs_of_which_nothing_can_be_learnt_end_the_cycle_with_the_reason(
 ) -> None:
     ended = run(service, pairs, **flywheel)
     assert (ended.outcome, ended.why) == ("too_few", [why])
+
+
+# -- too few are held out ----------------------------------------------------------------------------------------------
+
+
+def test_by_default_nothing_is_trained_that_could_not_be_promoted_and_more_pairs_change_that(service: Path) -> None:
+    store = LanceStore(str(service / "pairs"), "pairs")
+    store.add(questions(400))
+    ended = run_with(service, {"flywheel": {"min_pairs": 400}})
+    [why] = ended.why
+    assert (ended.outcome, ended.step) == ("too_few", "split")
+    held_out, more = (int(n) for n in re.findall(r"^(\d+) held-out requests .* about (\d+) more pairs", why)[0])
+    assert why == (
+        f"{held_out} held-out requests (near-duplicates count once): a verdict takes 100 (flywheel.gate.min_pairs), "
+        "and a threshold about 118 (calibrate.error_budget 0.05 at calibrate.confidence 0.95). Nothing is trained yet; "
+        f"wait for about {more} more pairs, or raise flywheel.holdout (0.2)"
+    )
+    assert 60 < held_out < 100
+    assert more == pytest.approx((118 - held_out) / (held_out / 400), rel=0.1)
+    assert run_with(service, {"flywheel": {"min_pairs": 400}}, again=True).outcome == "too_few"
+    store.add(questions(400 + more + 50)[400:])
+    with pytest.raises(Reached):
+        run_with(service, {"flywheel": {"min_pairs": 400}})
+    assert len(Cycles(service).all()) == 1
+
+
+def test_the_pairs_that_a_new_cycle_begins_with_by_default_are_enough(service: Path) -> None:
+    LanceStore(str(service / "pairs"), "pairs").add(questions(FlywheelConfig().min_pairs))
+    with pytest.raises(Reached):
+        run_with(service, {})
+
+
+def test_what_was_held_out_by_earlier_cycles_counts(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unclear(work: Work) -> dict[str, Any]:
+        return {"outcome": "unclear", "why": ["because"]}
+
+    with monkeypatch.context() as inner:
+        inner.setitem(machine._DO, "train", unclear)
+        run(service, questions(100), holdout=0.5)
+    needs = {"calibrate": EASY, "flywheel": {"min_pairs": 20, "holdout": 0.1, "gate": {"min_pairs": 40}}}
+    LanceStore(str(service / "pairs"), "pairs").add(questions(130)[100:])
+    with pytest.raises(Reached):
+        run_with(service, needs)
+
+
+# -- said before anything is trained -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        (
+            {"flywheel": {"gate": {"regressions": "/nowhere.jsonl"}}},
+            "flywheel.gate.regressions: /nowhere.jsonl: cannot",
+        ),
+        (
+            {"recipe": {"type": "context", "context": {"column": "notes"}, "query": "{{ text }}"}},
+            "recipe.context.column: notes: each row has a context of its own",
+        ),
+        (
+            {"flywheel": {"trainer": {"type": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}}},
+            "flywheel.trainer.api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        (
+            {"calibrate": {"metric": "judge", "judge": {"type": "openai", "model": "m", "api_key_env": "NO_SUCH_KEY"}}},
+            "calibrate.judge.api_key_env: the environment variable NO_SUCH_KEY is not set",
+        ),
+        (
+            {"calibrate": {"max_pairs": 99}},
+            "calibrate.max_pairs: 99, and a verdict takes 100 (flywheel.gate.min_pairs), so nothing would ever be "
+            "promoted; give calibrate.max_pairs 100 or more",
+        ),
+        (
+            {"calibrate": {"max_pairs": 110}},
+            "calibrate.max_pairs: 110, and a threshold takes 118 (calibrate.error_budget 0.05 at calibrate.confidence "
+            "0.95), so nothing would ever be promoted; give calibrate.max_pairs 118 or more",
+        ),
+        ({"flywheel": {"shadow": {"pairs": 50}}}, "flywheel.shadow.pairs: 50 answers, all of them good, do not show"),
+    ],
+)
+def test_what_can_be_known_is_said_before_a_cycle_begins(service: Path, sections: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        run_with(service, sections)
+    assert Cycles(service).open().result("snapshot") is None
+
+
+def test_all_that_is_wrong_is_said_at_once(service: Path) -> None:
+    sections = {"calibrate": {"max_pairs": 99}, "flywheel": {"gate": {"regressions": "/nowhere.jsonl"}}}
+    with pytest.raises(ConfigError, match=r"(?s)2 things are wrong.*regressions.*calibrate\.max_pairs"):
+        run_with(service, sections)
+
+
+def test_a_trial_of_the_least_length_that_is_named_can_end_well_and_a_shorter_one_cannot() -> None:
+    with pytest.raises(ConfigError) as caught:
+        list(check_flywheel(parse_config({**RAW, "flywheel": {"shadow": {"pairs": 20}}})))
+    least = int(re.findall(r"give flywheel\.shadow\.pairs (\d+) or more", str(caught.value))[0])
+    assert (shadow_shows(least, 0.05, 0.05), shadow_shows(least - 1, 0.05, 0.05)) == (True, False)
+    list(check_flywheel(parse_config({**RAW, "flywheel": {"shadow": {"pairs": least}}})))
+
+
+def test_a_trial_on_real_requests_without_a_service_is_refused_before_anything_is_trained(service: Path) -> None:
+    with pytest.raises(FlywheelError, match=r"no service runs here, and flywheel\.shadow tries candidates"):
+        run_with(service, {"flywheel": {"shadow": {}}})
+
+
+def test_what_goes_away_while_pairs_are_cleaned_is_missed_before_training(
+    service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "Hello?", "contains": "hello"}\n')
+
+    def split(work: Work) -> dict[str, Any]:
+        prompts.unlink()
+        return {"outcome": "go_on"}
+
+    monkeypatch.setitem(machine._DO, "split", split)
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: cannot be read"):
+        run(service, questions(40), gate={"min_pairs": 4, "regressions": str(prompts)})
 
 
 def test_a_store_of_another_version_is_refused_by_name(service: Path) -> None:
