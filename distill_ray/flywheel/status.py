@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_ray.config import RunConfig
-from distill_ray.errors import StoreError
 from distill_ray.flywheel.cycle import Ended, line_of
 from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
+from distill_ray.flywheel.gathering import what_waits
 from distill_ray.flywheel.pool import pool
 from distill_ray.serving.collecting.store import make_store
 from distill_ray.serving.routing.bundles import Bundles
@@ -22,7 +22,8 @@ MOVES_SHOWN = 10
 _MEANS = {
     "promoted": "promoted",
     "refused": "refused: the student in service stays; its pairs are set aside (`--again` takes them back)",
-    "unclear": "not promoted: the student in service stays; its pairs wait for the next cycle",
+    "unclear": "not promoted: the student in service stays; its pairs wait for the next cycle (`--again` begins it "
+    "before there are flywheel.min_pairs new ones)",
     "overtaken": "not promoted: another bundle was",
     "too_few": "nothing to do yet",
 }
@@ -40,7 +41,11 @@ def ended_lines(ended: Ended, config: str) -> Iterator[str]:
 
 
 def show_status(config: RunConfig, service: str, console: Console) -> None:
-    """Print it."""
+    """Print it.
+
+    Raises:
+        StoreError: the store of pairs cannot be used. What else there is has been printed.
+    """
     cycles = Cycles(service).all()
     bundles = Bundles(Path(service) / "bundles")
     console.print(_bundles_table(bundles))
@@ -80,15 +85,15 @@ def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
         step = next(step for step in STEPS if cycles[-1].result(step) is None)
         return f"{step} of cycle {cycles[-1].number}; `distill-ray flywheel run` goes on with it, if no one does"
     before = [cycle for cycle in cycles if cycle.outcome != "too_few"]
-    try:
-        found = pool(make_store(config.serve.collect.store, service), before, again=False)
-    except StoreError as error:
-        return f"the store of pairs: {error}"
-    least = config.flywheel.min_pairs
-    aside = f" ({found.num_set_aside} are set aside)" if found.num_set_aside else ""
-    if found.num_new < least:
-        return f"{least - found.num_new} more pairs: {found.num_new} of {least} new ones are there{aside}"
-    return f"nothing: {found.num_new} new pairs are there{aside}; `distill-ray flywheel run` begins a cycle"
+    found = pool(make_store(config.serve.collect.store, service), before, again=False)
+    ended = cycles[-1].last if cycles and cycles[-1].outcome == "too_few" else None
+    is_same = ended is not None and cycles[-1].needed("snapshot")["until"] == found.until
+    if ended is not None and is_same and ended["step"] != "snapshot":  # what would be said again
+        return f"more pairs: {'; '.join(ended['why'])}"
+    lacking = config.flywheel.min_pairs - found.num_new
+    if lacking > 0:
+        return f"{lacking} more pairs: {what_waits(found, config)}"
+    return f"ready: {found.num_new} new pairs are there; `distill-ray flywheel run` begins a cycle"
 
 
 def _shown(path: Path) -> str:
