@@ -156,7 +156,7 @@ def _ask(
 
 
 def _held_out(work: Work) -> list[dict[str, Any]]:
-    table = work.cycle.files.read_table("pairs.parquet")
+    table = work.cycle.table("pairs")
     records = [record for record in table.to_pylist() if record["split"] in HELD_OUT]
     return sorted(records, key=lambda record: record["pair_id"])[: work.config.calibrate.max_pairs]
 
@@ -174,7 +174,7 @@ def learnt(work: Work) -> list[Trained]:
         gone = set(run.read_table("train", "rejects.parquet")["row_id"].to_pylist())
     found = {
         record["pair_id"]: RequestKey(record["fingerprint"], record["text"])
-        for record in work.cycle.files.read_table("pairs.parquet").to_pylist()
+        for record in work.cycle.table("pairs").to_pylist()
         if record["split"] in ("train", "replay") and record["pair_id"] not in gone
     }
     if work.current is not None and work.config.flywheel.start_from == "current":
