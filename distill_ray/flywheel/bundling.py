@@ -62,7 +62,7 @@ def _tokens(
 
     Of a student at a vendor nobody here can count; {} then, and where the teacher's server does not.
     """
-    records = work.cycle.files.read_table("pairs.parquet").to_pylist()
+    records = work.cycle.table("pairs").to_pylist()
     counted = [r for r in records if r["prompt_tokens"] is not None and r["completion_tokens"] is not None]
     if not counted or not measured or student is None:
         return {}

@@ -58,6 +58,7 @@ class Dropped(StrEnum):
     CLUSTER_QUOTA = "cluster_quota"
     OWNER_QUOTA = "owner_quota"
     NEAR_EVALUATION = "near_evaluation"
+    NEAR_BOTH = "near_both"  # to something held out, and to something learnt
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def line_of(step: StepName, result: Mapping[str, Any]) -> str:
     shown = {
         "snapshot": ("pairs", "new_pairs"),
         "clean": ("kept", "dropped"),
-        "split": ("train", "validation", "replay", "held_out", "earlier", "near_evaluation"),
+        "split": ("train", "validation", "replay", "held_out", "earlier", "near_evaluation", "near_both"),
         "train": ("examples", "steps", "validation_loss"),
         "gate": (),
         "bundle": ("version", "share", "error", "threshold"),

@@ -157,8 +157,7 @@ def _ask(
 
 
 def _held_out(work: Work) -> list[dict[str, Any]]:
-    records = work.cycle.files.read_table("pairs.parquet").to_pylist()
-    return measured_on(records, work.config.calibrate.max_pairs)
+    return measured_on(work.cycle.table("pairs").to_pylist(), work.config.calibrate.max_pairs)
 
 
 # -- what was learnt ---------------------------------------------------------------------------------------------------
@@ -174,7 +173,7 @@ def learnt(work: Work) -> list[Trained]:
         gone = set(run.read_table("train", "rejects.parquet")["row_id"].to_pylist())
     found = {
         record["pair_id"]: RequestKey(record["fingerprint"], record["text"])
-        for record in work.cycle.files.read_table("pairs.parquet").to_pylist()
+        for record in work.cycle.table("pairs").to_pylist()
         if record["split"] in ("train", "replay") and record["pair_id"] not in gone
     }
     if work.current is not None and work.config.flywheel.start_from == "current":

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from distill_ray.config import RunConfig
-from distill_ray.flywheel.cleaning import Dropped, clean
+from distill_ray.flywheel.cleaning import Dropped, clean, masked_pair
 from distill_ray.flywheel.enough import what_is_missing
 from distill_ray.flywheel.pool import (
     HELD_OUT,
@@ -19,6 +19,7 @@ from distill_ray.flywheel.pool import (
     pool,
     read_pairs,
     share_of,
+    trained_for,
     used_as,
 )
 from distill_ray.flywheel.splitting import evaluation_texts, measured_on, split_pairs
@@ -63,7 +64,7 @@ def what_waits(found: Pool, config: RunConfig) -> str:
 def cleaned(work: Work) -> dict[str, Any]:
     """What of them may be learnt from."""
     rules, ignore = work.config.flywheel.clean, work.config.serve.fingerprint.ignore
-    ids = work.cycle.files.read_table("snapshot.parquet")["pair_id"].to_pylist()
+    ids = work.cycle.table("snapshot")["pair_id"].to_pylist()
     pairs = read_pairs(work.store, ids, ignore)
     found = clean(pairs, rules)
     kept = pa.Table.from_pylist(kept_records(found.kept, ignore), schema=KEPT_SCHEMA)
@@ -99,15 +100,13 @@ def cleaned(work: Work) -> dict[str, Any]:
 def split(work: Work) -> dict[str, Any]:
     """What is learnt, and what is held out for good."""
     config, flywheel = work.config, work.config.flywheel
-    new = work.cycle.files.read_table("kept.parquet").to_pylist()
+    new = work.cycle.table("kept").to_pylist()
     held_out = sorted(used_as(work.before, HELD_OUT))[: config.calibrate.max_pairs]
-    current = work.bundles.current()
-    learnt = [entry["text"] for entry in learnt_entries(work.bundles.path(current))] if current is not None else []
     found = split_pairs(
         new,
         _again(work, held_out),
         _again(work, _to_replay(work, len(new))),
-        learnt,
+        _learnt_texts(work),
         evaluation_texts(flywheel.evaluation, flywheel.evaluation_column),
         holdout=flywheel.holdout,
         validation=config.data.validation_holdout,
@@ -116,13 +115,14 @@ def split(work: Work) -> dict[str, Any]:
     )
     table = pa.Table.from_pylist(found.records, schema=SPLIT_SCHEMA)
     work.cycle.files.write_table(table, "pairs.parquet")
-    dropped = work.cycle.files.read_table("dropped.parquet").to_pylist()
-    dropped = [record for record in dropped if record["reason"] != Dropped.NEAR_EVALUATION]
+    dropped = work.cycle.table("dropped").to_pylist()
+    dropped = [record for record in dropped if record["reason"] not in (Dropped.NEAR_EVALUATION, Dropped.NEAR_BOTH)]
     dropped += [{"pair_id": pair_id, "reason": Dropped.NEAR_EVALUATION} for pair_id in found.near_evaluation]
+    dropped += [{"pair_id": pair_id, "reason": Dropped.NEAR_BOTH} for pair_id in found.near_both]
     work.cycle.files.write_table(pa.Table.from_pylist(dropped, schema=_DROPPED), "dropped.parquet")
     work.cycle.files.write_table(table.select(_USED.names).cast(_USED), "split.parquet")
     counts = Counter(record["split"] for record in found.records)
-    figures = {**counts, "near_evaluation": len(found.near_evaluation)}
+    figures = {**counts, "near_evaluation": len(found.near_evaluation), "near_both": len(found.near_both)}
     if not counts["train"]:
         return {**figures, "outcome": "too_few", "why": ["no pair is left to learn from"]}
     if not counts["held_out"] and not counts["earlier"]:
@@ -132,6 +132,20 @@ def split(work: Work) -> dict[str, Any]:
     if (missing := what_is_missing(config, measured, work.cycle.needed("snapshot")["pairs"])) is not None:
         return {**figures, "outcome": "too_few", "why": [missing]}
     return {**figures, "outcome": "go_on"}
+
+
+def _learnt_texts(work: Work) -> list[str]:
+    """The requests that the student in service, and those one may go back to, were trained on.
+
+    The index has most of them, but not those that stay with the teacher: they come again as new pairs, or are near new
+    ones, and a student that was trained on them would be flattered by them.
+    """
+    ignore, current = work.config.serve.fingerprint.ignore, work.bundles.current()
+    entries = learnt_entries(work.bundles.path(current)) if current is not None else []
+    others = trained_for(work.before, work.bundles.versions()) - {entry["example_id"] for entry in entries}
+    mask = work.config.flywheel.clean.mask
+    pairs = [masked_pair(pair, mask, Counter()) for pair in read_pairs(work.store, sorted(others), ignore)]
+    return [each["text"] for each in (*entries, *kept_records(pairs, ignore))]
 
 
 def _to_replay(work: Work, num_new: int) -> list[str]:

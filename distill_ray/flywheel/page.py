@@ -45,6 +45,7 @@ _USES = {
     "held_out": "held out",
     "earlier": "held out by earlier cycles",
     "near_evaluation": "not used: near your evaluation sets",
+    "near_both": "not used: near both something held out and something learnt",
 }
 _MINUS = re.compile(r"(?<!\S)-(?=\d)")
 # Control characters but tab and line end; orders to write backwards, which outlast the text; half characters.
@@ -53,8 +54,7 @@ _STRAYS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 def write_gate_page(cycle: Cycle, step: StepName, result: Mapping[str, Any]) -> None:
     """Write the page of a cycle, with the result of a step that is about to be noted as finished."""
-    results: dict[StepName, Mapping[str, Any]] = {name: each for name in STEPS if (each := cycle.result(name))}
-    results[step] = result
+    results: dict[StepName, Mapping[str, Any]] = {**cycle.results(), step: result}
     page = gate_page(results, cycle.number, cycle.run.manifest())
     cycle.files.write_bytes(page.encode(), "gate.html")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from distill_ray.serving.routing.conversation import RequestKey, request_key
 
 IDS_AT_ONCE = 5_000
 HELD_OUT = ("held_out",)
+TRAINED = ("train", "validation", "replay")  # validation chose the checkpoint
 _COLUMNS = [f.name for f in dataclasses.fields(Pair) if f.name != "embedding"]
 
 KEPT_SCHEMA = pa.schema(
@@ -51,7 +52,7 @@ class Pool:
 
     ids: list[str]
     num_new: int
-    """Of them, or set aside: stored since the last cycle looked."""
+    """Of them, those that no earlier cycle looked at."""
 
     num_set_aside: int
 
@@ -64,20 +65,22 @@ class Pool:
 def pool(store: PairStore, before: Sequence[Cycle], *, again: bool) -> Pool:
     """The pairs that a new cycle starts with.
 
+    Which of them are new goes by their ids: batch numbers belong to a store, and another one, one that was made anew or
+    one from a backup numbers its pairs in its own way.
+
     Args:
         store: of the service.
         before: the cycles that came to an end.
         again: also what a refused cycle set aside.
     """
     until = store.snapshot()
-    since = max((cycle.needed("snapshot")["until"] for cycle in before), default=0)
-    held_out = used_as(before, HELD_OUT)
+    seen, held_out = ids_of(before), used_as(before, HELD_OUT)
     set_aside = set() if again else ids_of(cycle for cycle in before if cycle.outcome == "refused")
     ids: list[str] = []
     num_new = num_set_aside = 0
-    for batch in store.scan(Selection(until=until, indexed=False), ["pair_id", "batch"]):
-        for pair_id, number in zip(batch["pair_id"].to_pylist(), batch["batch"].to_pylist(), strict=True):
-            num_new += number > since
+    for batch in store.scan(Selection(until=until, indexed=False), ["pair_id"]):
+        for pair_id in batch["pair_id"].to_pylist():
+            num_new += pair_id not in seen
             num_set_aside += pair_id in set_aside
             if pair_id not in held_out and pair_id not in set_aside:
                 ids.append(pair_id)
@@ -86,17 +89,25 @@ def pool(store: PairStore, before: Sequence[Cycle], *, again: bool) -> Pool:
 
 def ids_of(cycles: Iterable[Cycle]) -> set[str]:
     """All pairs that cycles started with."""
-    return {i for cycle in cycles for i in cycle.files.read_table("snapshot.parquet")["pair_id"].to_pylist()}
+    return {i for cycle in cycles for i in cycle.table("snapshot", ["pair_id"])["pair_id"].to_pylist()}
 
 
 def used_as(cycles: Iterable[Cycle], splits: Sequence[str]) -> set[str]:
     """Ids of the pairs that cycles used so. What a refused cycle held out is as doubtful as what it learnt."""
-    found: set[str] = set()
-    for cycle in cycles:
-        if cycle.outcome != "refused" and cycle.files.exists("split.parquet"):
-            table = cycle.files.read_table("split.parquet")
-            found.update(table.filter(pc.field("split").isin(list(splits)))["pair_id"].to_pylist())
-    return found
+    return {i for cycle in cycles if cycle.outcome != "refused" for i in _used_as(cycle, splits)}
+
+
+def trained_for(cycles: Iterable[Cycle], versions: Collection[str]) -> set[str]:
+    """Ids of the pairs that the students of these bundles were trained on in cycles, those that no index has too."""
+    of_bundles = [cycle for cycle in cycles if (cycle.result("bundle") or {}).get("version") in versions]
+    return {i for cycle in of_bundles for i in _used_as(cycle, TRAINED)}
+
+
+def _used_as(cycle: Cycle, splits: Sequence[str]) -> list[str]:
+    if cycle.result("split") is None:
+        return []
+    table = cycle.table("split", ["pair_id", "split"])
+    return table.filter(pc.field("split").isin(list(splits)))["pair_id"].to_pylist()
 
 
 def read_pairs(store: PairStore, ids: Sequence[str], ignore: Sequence[str]) -> list[Pair]:

@@ -3,9 +3,12 @@
 | a group with ...                         | its new pairs                                           |
 |------------------------------------------|---------------------------------------------------------|
 | a request of the user's evaluation files | are not used at all (`near_evaluation`)                 |
+| both of the next two                     | are not used either (`near_both`)                       |
 | a pair held out by an earlier cycle      | are held out too                                        |
 | a request that a student has learnt      | are learnt: nothing near it can show how good it is now |
 | none of these                            | are drawn: held out, validation or train                |
+
+Learnt is what a student was trained on, whether it is in the index of its bundle or not.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Splits:
 
     records: list[Record]
     near_evaluation: list[str]
+    near_both: list[str]
 
 
 def split_pairs(
@@ -69,6 +73,8 @@ def split_pairs(
         members[group].append(record["pair_id"])
 
     def split(group: int) -> str:
+        if group in sealed and group in known:
+            return "near_both"
         if group in sealed:
             return "held_out"
         if group in known:
@@ -78,11 +84,12 @@ def split_pairs(
             return "held_out"
         return "validation" if share_of(seed, cycle, first) < validation else "train"
 
-    used = [
+    drawn = [
         {**record, "split": split(group), "group": group}
         for record, group in zip(new, of_new, strict=True)
         if group not in forbidden
     ]
+    used = [record for record in drawn if record["split"] != "near_both"]
     used += [{**record, "split": "earlier", "group": g} for record, g in zip(earlier, of_earlier, strict=True)]
     used += [
         {**record, "split": "replay", "group": group}
@@ -90,7 +97,7 @@ def split_pairs(
         if group not in forbidden
     ]
     dropped = [record["pair_id"] for record, group in zip(new, of_new, strict=True) if group in forbidden]
-    return Splits(used, dropped)
+    return Splits(used, dropped, [record["pair_id"] for record in drawn if record["split"] == "near_both"])
 
 
 def measured_on(records: Sequence[Record], most: int) -> list[Record]:

@@ -87,7 +87,7 @@ def _at_vendor(work: Work, form: PromptForm, trainer: OpenAITrainerConfig, curre
 
 def _records(work: Work) -> list[dict[str, Any]]:
     """What is learnt, or chooses the checkpoint, by id."""
-    table = work.cycle.files.read_table("pairs.parquet").filter(pc.field("split").isin(list(SPLITS)))
+    table = work.cycle.table("pairs").filter(pc.field("split").isin(list(SPLITS)))
     return table.sort_by("pair_id").to_pylist()
 
 

@@ -173,7 +173,7 @@ class RunFolder:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         again = " (its calls are then made again)" if parts[0] == "calls" else ""
         return RunFolderError(
-            f"{self.path(*parts)}: damaged ({why}); delete it and run `distill-ray generate` again{again}"
+            f"{self.path(*parts)}: damaged ({why}); delete it and run the command that wrote it again{again}"
         )
 
     def write_table(self, table: pa.Table, *parts: str) -> None:

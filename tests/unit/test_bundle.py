@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -271,6 +272,89 @@ def test_a_damaged_pointer_is_an_error_and_no_bundle(bundles: Bundles, content: 
     (bundles.folder / "current.json").write_text(content)
     with pytest.raises(BundleError, match=r"current\.json: damaged"):
         bundles.current()
+
+
+def damage(bundles: Bundles) -> str:
+    """Lose the pointer. Returns what is said then."""
+    (bundles.folder / "current.json").write_text("{")
+    with pytest.raises(BundleError) as told:
+        bundles.current()
+    return str(told.value)
+
+
+def test_a_damaged_pointer_can_be_written_again_from_the_moves_so_far(bundles: Bundles) -> None:
+    for move in (A, B, C):
+        bundles.promote(move)
+    bundles.rollback(B)
+    bundles.promote(A)
+    bundles.rollback()
+    bundles.promote(C)
+    expected = bundles.versions()
+    told = damage(bundles)
+    assert f"from {B} to {C})" in told
+    [content] = re.findall(r"write (\{.*\}) into it", told)
+    (bundles.folder / "current.json").write_text(content)
+    assert bundles.versions() == expected == [A, B, C]
+    bundles.rollback(NOTHING)
+    assert "without one, delete it and promote a bundle again" in damage(bundles)
+
+
+def test_a_move_that_was_noted_and_not_made_is_left_out_of_the_way_back(bundles: Bundles) -> None:
+    def noted(action: str, version: str | None, before: str | None) -> None:
+        record = {"time": "2026-11-21T13:55:00+00:00", "action": action, "version": version, "from": before}
+        with open(bundles.folder / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    bundles.promote(A)
+    bundles.promote(B)
+    noted("promote", C, B)
+    noted("rollback", None, B)
+    bundles.rollback(A)
+    bundles.promote(C)
+    assert json.dumps({"versions": [A, C]}) in damage(bundles)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"time": x}', "Expecting value"),
+        ('{"t": 1}', "no 'time'"),
+        ('{"time": "x", "action": "promote", "version": "b"}', "not the versions of bundles|no 'from'"),
+        ('{"time": 1, "action": "promote", "version": null, "from": null}', "no time, or no action that there is"),
+        ('{"time": "x", "action": "promote", "version": ["b"], "from": null}', "not the versions of bundles"),
+        ('[{"time": 1}, {}', "Expecting ',' delimiter"),
+    ],
+)
+def test_a_damaged_line_of_the_history_is_named(bundles: Bundles, line: str, why: str) -> None:
+    bundles.promote(A)
+    with open(bundles.folder / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    with pytest.raises(BundleError, match=rf"history\.jsonl:2: damaged \(({why}).*\); put this line right"):
+        bundles.history()
+    assert bundles.current() == A
+    assert bundles.rollback(NOTHING) is None
+
+
+def test_a_line_of_the_history_that_broke_off_spoils_none_after_it(bundles: Bundles) -> None:
+    bundles.promote(A)
+    with open(bundles.folder / "history.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"time": "2026-11-2')
+    bundles.promote(B)
+    assert [move["version"] for move in bundles.history()] == [A, B]
+
+
+def test_a_history_that_is_no_text_is_an_error(bundles: Bundles) -> None:
+    (bundles.folder / "history.jsonl").write_bytes(b"\xff\xfe}")
+    with pytest.raises(BundleError, match=r"history\.jsonl: damaged"):
+        bundles.history()
+
+
+def test_a_file_in_place_of_the_folder_of_bundles_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bundles").write_text("mine")
+    bundles = Bundles(tmp_path / "bundles")
+    for use in (bundles.current, bundles.history, bundles.candidate, bundles.fenced, lambda: bundles.fence(1)):
+        with pytest.raises(BundleError, match=r"bundles: a file where the folder of the bundles belongs; move it away"):
+            use()
 
 
 @pytest.mark.parametrize("version", ["..", "../student", "", "AAAAAAAAAAAA", "aaaaaaaaaaaa/../x"])

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +52,7 @@ def results(
     verdict = judge(config, sets, [f"{each['text']!r}: {each['expected']}" for each in failed])
     step = {"made_from": "06079910841620e8", "seconds": 1.25, "finished": "2026-11-21T13:55:11+00:00"}
     return {
-        "snapshot": {**step, "pairs": 2345, "new_pairs": 1987, "set_aside": 0, "outcome": "go_on"},
+        "snapshot": {**step, "until": 40, "pairs": 2345, "new_pairs": 1987, "set_aside": 0, "outcome": "go_on"},
         "clean": {
             **step,
             "deleted_since": 3,
@@ -472,8 +473,15 @@ def test_no_text_changes_what_the_page_is_made_of(text: str) -> None:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
+def cycle_in(folder: Path) -> Cycle:
+    cycle = Cycle(folder / "0002")
+    for name in ("snapshot", "split"):
+        cycle.files.write_table(pa.table({"pair_id": ["x"], "split": ["train"]}), f"{name}.parquet")
+    return cycle
+
+
 def test_the_file_follows_the_cycle(tmp_path: Path) -> None:
-    cycle = Cycle(tmp_path / "0002")
+    cycle = cycle_in(tmp_path)
     found = results()
     gate = found.pop("gate")
     for step, result in found.items():
@@ -495,7 +503,7 @@ def test_who_is_killed_before_a_step_is_noted_has_the_page_already(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    cycle = Cycle(tmp_path / "0002")
+    cycle = cycle_in(tmp_path)
     for step, result in {**results(), "bundle": {**BUNDLE, "outcome": "go_on", "why": []}}.items():
         cycle.write(step, result)
     monkeypatch.setattr(cycle, "write", killed)

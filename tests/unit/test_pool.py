@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from distill_ray.flywheel.cycles import Cycle, Outcome
-from distill_ray.flywheel.pool import kept_records, key_of, pool, read_pairs, share_of, turns_of, used_as
+from distill_ray.flywheel.cycles import Cycle, Outcome, StepName
+from distill_ray.flywheel.pool import kept_records, key_of, pool, read_pairs, share_of, trained_for, turns_of, used_as
 from distill_ray.serving.collecting.store import Selection
 from distill_ray.serving.collecting.store.lance import LanceStore
 from distill_ray.serving.routing.conversation import request_key
 from tests.unit.pair_maker import pair, pairs
 
+A, B = "a" * 12, "b" * 12
 PAIRS = pairs(20)
 IDS = [each.pair_id for each in PAIRS]
 
@@ -27,13 +29,24 @@ def store(tmp_path: Path) -> LanceStore:
     return found
 
 
-def cycle(folder: Path, number: int, outcome: Outcome, ids: list[str], held_out: list[str], until: int = 1) -> Cycle:
+def cycle(
+    folder: Path, number: int, outcome: Outcome, ids: list[str], held_out: list[str], until: int = 1, version: str = A
+) -> Cycle:
     made = Cycle(folder / f"{number:04d}")
     made.files.write_table(pa.table({"pair_id": ids}), "snapshot.parquet")
     splits = ["held_out" if i in held_out else "train" for i in ids]
     made.files.write_table(pa.table({"pair_id": ids, "split": splits, "group": range(len(ids))}), "split.parquet")
-    made.write("snapshot", {"outcome": "go_on", "until": until})
-    made.write("clean", {"outcome": outcome})
+    done = {"outcome": "go_on", "made_from": "x", "seconds": 0.1}
+    results: dict[StepName, dict[str, Any]] = {
+        "snapshot": {"until": until},
+        "clean": {},
+        "split": {},
+        "train": {"current": None},
+        "gate": {},
+        "bundle": {"version": version, "outcome": outcome},
+    }
+    for step, result in results.items():
+        made.write(step, {**done, **result})
     return made
 
 
@@ -74,6 +87,24 @@ def test_what_was_held_out_of_a_refused_cycle_measures_nothing_later(tmp_path: P
     refused = cycle(tmp_path, 1, "refused", IDS[:10], IDS[4:7])
     promoted = cycle(tmp_path, 2, "promoted", IDS[10:], IDS[12:13])
     assert used_as([refused, promoted], ["held_out"]) == {IDS[12]}
+
+
+def test_in_another_store_or_one_that_was_made_anew_all_is_new_whatever_the_numbers_of_its_batches(
+    store: LanceStore, tmp_path: Path
+) -> None:
+    others = [each.pair_id for each in pairs(9, owner="another store")]
+    before = cycle(tmp_path, 1, "promoted", others, others[:3], until=500)
+    assert pool(store, [before], again=False).num_new == 20
+    again = cycle(tmp_path, 2, "promoted", IDS[:15], IDS[:3], until=500)  # of a store put back from a backup
+    assert pool(store, [before, again], again=False).num_new == 5
+
+
+def test_what_the_students_on_the_way_to_the_current_one_were_trained_on_is_known(tmp_path: Path) -> None:
+    first = cycle(tmp_path, 1, "promoted", IDS[:5], IDS[:2], version=A)
+    by_hand = cycle(tmp_path, 2, "refused", IDS[5:9], IDS[5:6], version=B)
+    assert trained_for([first, by_hand], [A]) == set(IDS[2:5])
+    assert trained_for([first, by_hand], [A, B]) == {*IDS[2:5], *IDS[6:9]}
+    assert trained_for([first, by_hand], []) == set()
 
 
 def test_deleted_pairs_are_just_not_there(store: LanceStore) -> None:

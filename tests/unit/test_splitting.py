@@ -75,6 +75,14 @@ def test_what_is_near_something_learnt_cannot_measure_and_is_learnt() -> None:
     assert Counter(splits_of(found).values()) == {"train": 30, "replay": 30}
 
 
+def test_what_is_near_both_something_held_out_and_something_learnt_is_not_used() -> None:
+    new = [*records(range(10)), {"pair_id": "q", "text": text(40)}]
+    found = split(new, earlier=records(range(10), "old"), learnt=[text(n).upper() for n in range(6)])
+    assert found.near_both == [f"p{n}" for n in range(6)]
+    assert all(splits_of(found)[f"p{n}"] == "held_out" for n in range(6, 10))
+    assert Counter(splits_of(found).values())["earlier"] == 10
+
+
 def test_the_users_evaluation_set_stays_unlearnt() -> None:
     found = split(
         records(range(20)),

@@ -176,7 +176,7 @@ class Bundles:
     def fenced(self) -> int:
         """The newest lease that was here; 0: none was. Raises BundleError: the file is damaged."""
         try:
-            return int(json.loads((self.folder / "fence.json").read_text(encoding="utf-8"))["token"])
+            return int(json.loads(self._read("fence.json"))["token"])
         except FileNotFoundError:
             return 0
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -194,7 +194,7 @@ class Bundles:
     def candidate(self) -> Candidate | None:
         """The bundle that is to be up beside the current one; None: no one."""
         try:
-            return Candidate(**json.loads((self.folder / "candidate.json").read_text(encoding="utf-8")))
+            return Candidate(**json.loads(self._read("candidate.json")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -228,31 +228,93 @@ class Bundles:
             return gone
 
     def history(self) -> list[dict[str, Any]]:
-        """Every move: time, action, version, from. Oldest first."""
-        path = self.folder / "history.jsonl"
-        if not path.exists():
+        """Every move: time, action, version, from. Oldest first.
+
+        Raises:
+            BundleError: a line is damaged. One that breaks off is passed over: the disk was full.
+        """
+        try:
+            lines = self._read("history.jsonl").split("\n")
+        except FileNotFoundError:
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{self.folder}/history.jsonl: damaged ({error}); put it back from a backup, or move it away: only the "
+                "moves so far are in it"
+            ) from error
+        return [self._record(line, number) for number, line in enumerate(lines, start=1) if line.endswith("}")]
+
+    def _record(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            if not isinstance(record["time"], str) or record["action"] not in ("promote", "rollback"):
+                raise ValueError("no time, or no action that there is")
+            versions = {"version": record["version"], "from": record["from"]}
+            if not all(v is None or (isinstance(v, str) and VERSION_PATTERN.fullmatch(v)) for v in versions.values()):
+                raise ValueError("not the versions of bundles")
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(
+                f"{self.folder}/history.jsonl:{number}: damaged ({why}); put this line right, or take it out"
+            ) from error
+        return record
 
     def _pointer(self) -> list[str]:
         """Versions as they became current; the last one is."""
         try:
-            versions = json.loads((self.folder / "current.json").read_text(encoding="utf-8"))["versions"]
-            if not all(isinstance(v, str) and VERSION_PATTERN.fullmatch(v) for v in versions):
+            versions = json.loads(self._read("current.json"))["versions"]
+            if not isinstance(versions, list) or not all(
+                isinstance(v, str) and VERSION_PATTERN.fullmatch(v) for v in versions
+            ):
                 raise ValueError("not a list of versions")
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{self.folder}/current.json: damaged ({error}); delete it and promote a bundle again"
-            ) from error
+            raise BundleError(f"{self.folder}/current.json: damaged ({error}); {self._way_back()}") from error
         return versions
+
+    def _way_back(self) -> str:
+        """What to do about a damaged pointer.
+
+        A person does it, no router: a move is noted before it is made, so it cannot be told whether the last one was.
+        """
+        try:
+            history = self.history()
+        except BundleError:
+            history = []
+        before: list[str] = []
+        versions: list[str] = []
+        for move in history:
+            was = [move["from"]] if move["from"] is not None else []
+            if versions[-1:] != was:  # the move before this one was noted and not made, or the history has a gap
+                versions = before if before[-1:] == was else was
+            before, versions = versions, _after(move, versions)
+        if not versions:
+            return (
+                "put it back from a backup; without one, delete it and promote a bundle again: what earlier ones were "
+                "trained on then counts as new"
+            )
+        last = history[-1]
+        return (
+            f"put it back from a backup, or write {json.dumps({'versions': versions})} into it: to that the moves in "
+            f"history.jsonl come (the last one: {last['time']}, {last['action']} from {last['from'] or NOTHING} to "
+            f"{last['version'] or NOTHING})"
+        )
+
+    def _read(self, name: str) -> str:
+        """A file of this folder. Raises BundleError: this is none; OSError, ValueError: it cannot be read."""
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except NotADirectoryError as error:
+            raise BundleError(f"{self.folder}: a file where the folder of the bundles belongs; move it away") from error
 
     def _move(self, versions: list[str], action: str) -> None:
         """History first: a move that was noted and not made does no harm, one that nobody knows of does."""
         to = versions[-1] if versions else None
         record = {"time": utc_now(), "action": action, "version": to, "from": self.current()}
-        _write(self.folder / "history.jsonl", json.dumps(record) + "\n", os.O_APPEND)
+        path = self.folder / "history.jsonl"
+        is_torn = path.exists() and not path.read_bytes().endswith(b"\n")  # the disk was full
+        _write(path, ("\n" if is_torn else "") + json.dumps(record) + "\n", os.O_APPEND)
         pointer = {"version": record["version"], "versions": versions, "since": record["time"]}
         _replace(self.folder / "current.json", pointer)
 
@@ -261,11 +323,27 @@ class Bundles:
         """Hold the pointer still: one writer at a time. The kernel lets go when the process ends."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise BundleError(f"{self.folder}: a file where the folder of the bundles belongs; move it away") from error
+        except OSError as error:
+            raise BundleError(f"{self.folder}: cannot use this folder ({error}); give one you may write to") from error
+        try:
             with open(self.folder / ".lock", "a", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
         except OSError as error:
             raise BundleError(f"{self.folder}: cannot use this folder ({error}); give one you may write to") from error
+
+
+def _after(move: dict[str, Any], versions: list[str]) -> list[str]:
+    """What was current after a move, and before that; oldest first."""
+    to = move["version"]
+    if to is None:
+        return []
+    if move["action"] == "promote":
+        return [*versions, to]
+    earlier = versions[:-1]
+    return earlier[: len(earlier) - earlier[::-1].index(to)] if to in earlier else [to]
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
