@@ -28,7 +28,7 @@ from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.run import noted
 from distill_ray.serving.collecting.marks import settle
-from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.collecting.store import existing_store
 from distill_ray.serving.routing.bundles import Bundles
 
 _DO: dict[StepName, Callable[[Work], dict[str, Any]]] = {
@@ -71,7 +71,7 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
         DistillError: a step cannot be done now. The service stays as it is, and the same command goes on.
     """
     bundles, cycles = Bundles(Path(service) / "bundles"), Cycles(service)
-    store = make_store(config.serve.collect.store, service)
+    store = existing_store(config.serve.collect.store, service)
     with hold(store, service, say) as lease:
         settle(bundles, store)
         for cycle in cycles.all():

@@ -14,7 +14,7 @@ from distill_ray.errors import StoreError
 from distill_ray.flywheel.cycle import Ended, line_of
 from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
 from distill_ray.flywheel.pool import pool
-from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.collecting.store import existing_store
 from distill_ray.serving.routing.bundles import Bundles
 
 MOVES_SHOWN = 10
@@ -81,7 +81,7 @@ def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
         return f"{step} of cycle {cycles[-1].number}; `distill-ray flywheel run` goes on with it, if no one does"
     before = [cycle for cycle in cycles if cycle.outcome != "too_few"]
     try:
-        found = pool(make_store(config.serve.collect.store, service), before, again=False)
+        found = pool(existing_store(config.serve.collect.store, service), before, again=False)
     except StoreError as error:
         return f"the store of pairs: {error}"
     least = config.flywheel.min_pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from distill_ray.config import LoraConfig, RunConfig, StudentConfig, parse_config
 from distill_ray.config.flywheel import FlywheelConfig
@@ -20,6 +22,7 @@ from distill_ray.errors import BundleError, ConfigError, DataError, FlywheelErro
 from distill_ray.flywheel import cycle as machine
 from distill_ray.flywheel.cycle import Ended, run_cycle
 from distill_ray.flywheel.promotion import student_problem
+from distill_ray.flywheel.status import show_status
 from distill_ray.flywheel.students import student_to_train
 from distill_ray.flywheel.work import Work
 from distill_ray.serving.collecting.pairs import Pair
@@ -122,6 +125,17 @@ def test_a_store_of_another_version_is_refused_by_name(service: Path) -> None:
     lance.write_dataset(other, str(service / "pairs" / "pairs.lance"))
     with pytest.raises(StoreError, match="written by another version of distill-ray"):
         run(service, [])
+
+
+def test_an_address_at_which_nothing_was_stored_is_said_and_stays_as_it_is(service: Path) -> None:
+    store = {"url": str(service / "nowhere")}
+    config = parse_config({**RAW, "serve": {"collect": {"store": store}}})
+    with pytest.raises(StoreError, match="nowhere: no pairs are stored there yet"):
+        run_cycle(config, str(service))
+    out = io.StringIO()
+    show_status(config, str(service), Console(file=out, width=400))
+    assert "nowhere: no pairs are stored there yet" in out.getvalue()
+    assert [path.name for path in service.iterdir()] == ["bundles"]
 
 
 def test_an_evaluation_file_that_is_not_there_stops_before_anything_is_trained(service: Path) -> None:

@@ -126,16 +126,16 @@ def delete_pairs(
 
 
 def _store(config: Path, overrides: list[str] | None) -> tuple[PairStore, str]:
-    """The store of a service, and where it is, for messages. Raises ConfigError: there is no service here."""
+    """The store of a service, and where it is, for messages. Raises ConfigError, StoreError: there is none."""
     loaded = load_config(config, overrides or [])
-    from distill_ray.serving.collecting.store import make_store
+    from distill_ray.serving.collecting.store import existing_store
     from distill_ray.serving.names import existing_service_folder, service_folder
 
     section = loaded.serve.collect.store
     if section.url is not None:  # may be asked from anywhere
-        return make_store(section, service_folder(loaded)), section.url
+        return existing_store(section, service_folder(loaded)), section.url
     folder = existing_service_folder(loaded)
-    return make_store(section, folder), os.path.relpath(Path(folder) / "pairs")
+    return existing_store(section, folder), os.path.relpath(Path(folder) / "pairs")
 
 
 def _show(record: dict[str, Any], show_text: bool) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
 from distill_ray.errors import StoreError
 from distill_ray.serving.collecting.store.base import LEASE, Lease
@@ -73,7 +74,16 @@ class LeaseFiles:
         return sorted(int(name[:20]) for name in names if re.fullmatch(r"[0-9]{20}\.json", name))
 
     def _read(self, numbers: list[int]) -> Lease:
-        return LEASE.validate_json(self._fs.cat_file(self._path(numbers[-1]))) if numbers else Lease()
+        if not numbers:
+            return Lease()
+        content = self._fs.cat_file(self._path(numbers[-1]))
+        try:
+            return LEASE.validate_json(content)
+        except ValidationError as error:
+            raise StoreError(
+                f"{self._url}/{numbers[-1]:020d}.json: damaged, so nobody knows who is at work on the store of pairs; "
+                "delete it while no flywheel runs"
+            ) from error
 
     def _path(self, number: int) -> str:
         return f"{self._folder}/{number:020d}.json"
@@ -99,6 +109,8 @@ class LeaseFiles:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:  # a file system's OSError, an object store's client its own
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StoreError(
