@@ -19,6 +19,7 @@ from typing import Any
 from distill_ray.config import RunConfig
 from distill_ray.flywheel import bundling, gathering, promotion
 from distill_ray.flywheel.cycles import STEPS, Cycles, Outcome, StepName
+from distill_ray.flywheel.forgetting import forget
 from distill_ray.flywheel.gate import gate
 from distill_ray.flywheel.lease import hold
 from distill_ray.flywheel.page import PAGED, write_gate_page
@@ -74,13 +75,16 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
     store = existing_store(config.serve.collect.store, service)
     with hold(store, service, say) as lease:
         settle(bundles, store)
+        forget(service, store)
         for cycle in cycles.all():
             if cycle.outcome not in (None, "too_few"):
                 cycle.tidy()  # again, where somebody was killed at it
         cycle = cycles.open()
         work = Work(config, Path(service), cycle, cycles.before(cycle), store, bundles, lease, say, again)
         with noted(cycle.run):
-            return _run(work)
+            ended = _run(work)
+        forget(service, store)  # what was deleted meanwhile
+        return ended
 
 
 def _run(work: Work) -> Ended:

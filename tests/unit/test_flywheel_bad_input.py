@@ -143,7 +143,9 @@ def test_a_service_folder_in_the_copy_that_a_ray_job_works_in_is_refused(tmp_pat
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b" / "services" / "mine"
     folder.parent.mkdir(parents=True)
     for _ in ("not there", "uploaded too"):
-        with pytest.raises(ConfigError, match=r"is in the copy that Ray made .* --set serve\.folder=/shared/services/NAME"):
+        with pytest.raises(
+            ConfigError, match=r"is in the copy that Ray made .* --set serve\.folder=/shared/services/NAME"
+        ):
             existing_service_folder(parse_config({**RAW, "serve": {"folder": str(folder)}}))
         folder.mkdir(exist_ok=True)
     (tmp_path / "shared").mkdir()

@@ -23,7 +23,15 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair
-from distill_ray.serving.collecting.store import Deletion, Lease, PairStore, Selection, Where, existing_store, make_store
+from distill_ray.serving.collecting.store import (
+    Deletion,
+    Lease,
+    PairStore,
+    Selection,
+    Where,
+    existing_store,
+    make_store,
+)
 from distill_ray.serving.collecting.store.base import owner_hash
 from distill_ray.serving.collecting.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs

@@ -232,8 +232,8 @@ class _Dataset:
                     )
         if fs.exists(f"{path}/data"):
             raise StoreError(
-                f"{self._uri}: damaged: it has data and no _versions, which say what of it counts (half copied, or half "
-                "restored?); put it back whole, or name another serve.collect.store.collection"
+                f"{self._uri}: damaged: it has data and no _versions, which say what of it counts (half copied, "
+                "half restored?); put it back whole, or name another serve.collect.store.collection"
             )
 
     @contextlib.contextmanager
