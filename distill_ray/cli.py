@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,10 +27,11 @@ from distill_ray.errors import ConfigError, DistillError
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
 from distill_ray.serving import serve_cli
-from distill_ray.serving.collecting.pairs_cli import pairs_app
+from distill_ray.serving.collecting.pairs_cli import forgetting, pairs_app
 
 if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
+    from distill_ray.serving.collecting.store import PairStore
 
 app = typer.Typer(
     name="distill-ray",
@@ -43,6 +44,8 @@ app = typer.Typer(
 app.add_typer(pairs_app)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+INTERRUPTED = 130  # exit status
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
 RunDir = Annotated[str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")]
@@ -422,8 +425,21 @@ def _say_next(*arguments: str) -> None:
     console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
 
 
+def _forget(config: RunConfig, store: PairStore) -> None:
+    from distill_ray.flywheel.forgetting import forget
+    from distill_ray.serving.names import service_folder
+
+    forget(service_folder(config), store)
+
+
 serve_cli.add_to(app)
 flywheel_cli.add_to(app)
+forgetting.append(_forget)
+
+
+def _stop() -> NoReturn:
+    errors.print("stopped; the same command goes on")
+    sys.exit(INTERRUPTED)
 
 
 def main() -> None:
@@ -435,7 +451,15 @@ def main() -> None:
     except DistillError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(error.exit_code)
+    except SystemExit as ended:  # typer makes one of Ctrl-C
+        if ended.code == INTERRUPTED and interrupts.is_pressed():
+            _stop()
+        raise
+    except KeyboardInterrupt:
+        _stop()
     except Exception as error:
+        if interrupts.is_pressed():  # a library that is interrupted while it loads raises something of its own
+            _stop()
         path = Path(f"distill-ray-crash-{os.getpid()}.log")
         path.write_text(traceback.format_exc(), encoding="utf-8")
         first_line = (str(error).splitlines() or [""])[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
 import regex
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
 
 
 class Config(BaseModel):
@@ -22,6 +23,21 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,  # a value may be a secret in the wrong place; `run._explain` decides what is shown
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_section_with_nothing_in_it_is_left_out(cls, raw: Any) -> Any:
+        """`train:` and no key under it, which YAML reads as null: the defaults. Where null means something it stays."""
+        if not isinstance(raw, dict):
+            return raw
+        return {key: value for key, value in raw.items() if value is not None or not _is_section(cls, key)}
+
+
+def _is_section(model: type[BaseModel], key: Any) -> bool:
+    """Whether a key takes a section, and never null."""
+    field = model.model_fields.get(key)
+    kinds = (get_args(field.annotation) or (field.annotation,)) if field is not None else ()
+    return NoneType not in kinds and any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 def _not_empty(text: str) -> str:

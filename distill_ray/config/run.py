@@ -243,7 +243,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, leaf = key.strip().split(".")
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:  # also a section with nothing in it
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: `{parent}` is not a section but the value {_show(node)}")
     node[leaf] = value
@@ -342,8 +344,27 @@ def _explain(detail: ErrorDetails) -> str:
             f"{key}: expected text, and YAML reads this as {kind} (got {_show(value, name)}); quote text that holds a "
             f'colon, braces or brackets: {key}: "...", or --set \'{key}="..."\''
         )
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}: expected a section, keys with values (got {_show(value, name)}){_way_to_write(detail, name)}"
+    if detail["type"] == "list_type":
+        how = f"; for one write {key}: [{value}]" if isinstance(value, str) and not _is_secret(name) else ""
+        return f"{key}: expected a list (got {_show(value, name)}){how}"
     shown = f" (got {_show(value, name)})" if not isinstance(value, dict) else ""
     return f"{key}: {message}{shown}"
+
+
+def _way_to_write(detail: ErrorDetails, name: str) -> str:
+    """What may stand where a section belongs, and something else stands."""
+    nodes = _nodes(RunConfig.model_json_schema(), detail["loc"])
+    types = [n["properties"]["type"]["const"] for n in nodes if "const" in n.get("properties", {}).get("type", {})]
+    if detail["input"] in types:
+        return f"; write {name}: {{type: {detail['input']}, ...}}"
+    ways = []
+    if any("properties" in node and not node.get("required") for node in nodes):
+        ways.append("{} takes the defaults")
+    if any(node.get("type") == "null" for node in nodes):
+        ways.append("null goes without it")
+    return "".join(f"; {way}" for way in ways)
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
@@ -356,6 +377,11 @@ def _suggest(location: tuple[int | str, ...]) -> str:
 
 def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[str]:
     """Names of the properties at a place of a JSON schema, every variant of a union counted in."""
+    return {name for node in _nodes(schema, location) for name in node.get("properties", {})}
+
+
+def _nodes(schema: dict[str, Any], location: Sequence[int | str]) -> list[dict[str, Any]]:
+    """What may stand at a place of a JSON schema, every variant of a union."""
 
     def resolve(node: dict[str, Any]) -> list[dict[str, Any]]:
         if "$ref" in node:
@@ -363,8 +389,13 @@ def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[st
         options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
         return [leaf for option in options for leaf in resolve(option)] if options else [node]
 
-    nodes = [schema]
+    nodes, is_chosen = [schema], False
     for part in location:
+        variants = [n for n in nodes if n.get("properties", {}).get("type", {}).get("const") == part]
+        if variants and not is_chosen:  # the name of a union's variant; a key of that variant may be called the same
+            nodes, is_chosen = variants, True
+            continue
+        is_chosen = False
         children = [n["properties"][part] for n in nodes if part in n.get("properties", {})]
         if children:
             nodes = [leaf for child in children for leaf in resolve(child)]
@@ -372,13 +403,15 @@ def _known_keys(schema: dict[str, Any], location: Sequence[int | str]) -> set[st
         items = [n["items"] for n in nodes if "items" in n] if isinstance(part, int) else []
         if items:
             nodes = [leaf for item in items for leaf in resolve(item)]
-        else:  # the name of a union's variant
-            nodes = [n for n in nodes if n.get("properties", {}).get("type", {}).get("const") == part] or nodes
-    return {name for node in nodes for name in node.get("properties", {})}
+    return nodes
+
+
+def _is_secret(key: str) -> bool:
+    return re.search(r"key|secret|passw|url|token(?!s)", key, re.IGNORECASE) is not None
 
 
 def _show(value: Any, key: str = "") -> str:
-    if isinstance(value, str | dict | list) and re.search(r"key|secret|passw|url|token(?!s)", key, re.IGNORECASE):
+    if isinstance(value, str | dict | list) and _is_secret(key):
         return "a value that is not shown here"  # somebody may have put a secret where none belongs
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

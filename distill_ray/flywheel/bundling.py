@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_ray.config import StudentConfig
@@ -37,9 +37,10 @@ def bundle(work: Work) -> dict[str, Any]:
         good_P=candidate.good_P,
         agree_P=candidate.good_P,  # nobody knows more than the teacher said
         split="held-out",
+        more="wait for more pairs, or raise flywheel.holdout",
         tokens=_tokens(work, student, form, candidate.measured),
         data=f"{work.config.name} cycle {work.cycle.number}, store batch {work.cycle.needed('snapshot')['until']}",
-        reports={"gate.json": (json.dumps(work.cycle.content("gate"), indent=1, ensure_ascii=False) + "\n").encode()},
+        reports={"gate.json": without_texts(work.cycle.content("gate"))},
     )
     made = make_bundle(config, work.embedder, basis, work.cycle.folder / "bundle")
     summary = made.manifest.summary
@@ -53,6 +54,13 @@ def bundle(work: Work) -> dict[str, Any]:
     if made.manifest.threshold >= NEVER:
         return {**figures, "outcome": "unclear", "why": [str(summary["why"])]}
     return {**figures, "outcome": "go_on"}
+
+
+def without_texts(gate: Mapping[str, Any]) -> bytes:
+    """`gate.json` as it goes into the bundle: nobody finds what is deleted there, since a bundle never changes."""
+    worst = [{"pair_id": each["pair_id"], "set": each["set"]} for each in gate["worst"]]
+    clusters = [{name: value for name, value in each.items() if name != "name"} for each in gate["clusters"]]
+    return (json.dumps({**gate, "worst": worst, "clusters": clusters}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _tokens(

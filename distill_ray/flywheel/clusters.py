@@ -49,6 +49,8 @@ class Clustered:
 
     clusters: list[Cluster]
     labels_N: np.ndarray
+    middles: list[int]
+    """The row of the trained request that each cluster is named after."""
 
     @property
     def passes_N(self) -> np.ndarray:
@@ -75,6 +77,7 @@ def cluster(
     kinds_N, kinds_P = np.asarray(trained.kinds), np.asarray(measured.kinds)
     labels_N = np.zeros(len(trained.texts), dtype=np.int64)
     clusters: list[Cluster] = []
+    middles: list[int] = []
     for kind in sorted(set(trained.kinds)):
         rows_N = np.flatnonzero(kinds_N == kind)
         rows_P = np.flatnonzero(kinds_P == kind) if len(kinds_P) else np.zeros(0, dtype=np.int64)
@@ -86,8 +89,9 @@ def cluster(
             members_N, members_P = rows_N[own_N == number], rows_P[own_P == number]
             nearest = members_N[int((trained.vectors_ND[members_N] @ centres_CD[number]).argmax())]
             name = " ".join(trained.texts[int(nearest)].split())[:SHOWN]
+            middles.append(nearest)
             clusters.append(_judged(name, len(members_N), good_P[members_P], decides_P[members_P], config, confidence))
-    return Clustered(clusters, labels_N)
+    return Clustered(clusters, labels_N, middles)
 
 
 def _judged(

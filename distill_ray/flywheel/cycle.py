@@ -19,6 +19,7 @@ from typing import Any
 from distill_ray.config import RunConfig
 from distill_ray.flywheel import bundling, gathering, promotion
 from distill_ray.flywheel.cycles import STEPS, Cycles, Outcome, StepName
+from distill_ray.flywheel.forgetting import forget
 from distill_ray.flywheel.gate import gate
 from distill_ray.flywheel.lease import hold
 from distill_ray.flywheel.page import PAGED, write_gate_page
@@ -29,7 +30,7 @@ from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.run import noted
 from distill_ray.serving.collecting.marks import settle
-from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.collecting.store import existing_store
 from distill_ray.serving.routing.bundles import Bundles
 
 _DO: dict[StepName, Callable[[Work], dict[str, Any]]] = {
@@ -75,16 +76,19 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
         DistillError: a step cannot be done now. The service stays as it is, and the same command goes on.
     """
     bundles, cycles = Bundles(Path(service) / "bundles"), Cycles(service)
-    store = make_store(config.serve.collect.store, service)
+    store = existing_store(config.serve.collect.store, service)
     with hold(store, service, say) as lease:
         settle(bundles, store)
+        forget(service, store)
         for cycle in cycles.all():
             if cycle.outcome not in (None, "too_few"):
                 cycle.tidy()  # again, where somebody was killed at it
         cycle = cycles.open()
         work = Work(config, Path(service), cycle, cycles.before(cycle), store, bundles, lease, say, again)
         with noted(cycle.run):
-            return _run(work)
+            ended = _run(work)
+        forget(service, store)  # what was deleted meanwhile
+        return ended
 
 
 def _run(work: Work) -> Ended:

@@ -198,7 +198,10 @@ def _clusters(work: Work, candidate: Measurements) -> list[dict[str, Any]]:
     )
     passed = [each.example_id for each, passes in zip(trained, found.passes_N, strict=True) if passes]
     work.cycle.run.write_bytes(json.dumps(passed).encode(), "train", "passed.json")
-    return [dataclasses.asdict(each) for each in found.clusters]
+    return [
+        {"pair_id": trained[middle].example_id, **dataclasses.asdict(each)}
+        for each, middle in zip(found.clusters, found.middles, strict=True)
+    ]
 
 
 def _worst(
@@ -210,6 +213,7 @@ def _worst(
         rows.sort(key=lambda number: not current_good[number])
     return [
         {
+            "pair_id": candidate.measured[number].row_id,
             "text": candidate.measured[number].key.text,
             "set": candidate.sets[number],
             "teacher": candidate.measured[number].teacher_answer,

@@ -11,32 +11,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from distill_ray.config.base import Config, Pattern
+from distill_ray.config.base import Config, Marker, Pattern
 from distill_ray.errors import ConfigError, RowError
 from distill_ray.recipes.patterns import any_matches
+from distill_ray.recipes.template import kind_of
 from distill_ray.records import Message
+
+
+class Turn(Config):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(min_length=1)]
 
 
 class Regression(Config):
     """One prompt, and what its answer has to be like."""
 
-    text: str | None = None
+    text: Annotated[str, Field(min_length=1)] | None = None
     """What the user says; or `messages`."""
 
-    messages: list[dict[str, str]] | None = None
-    """A whole conversation."""
+    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+    """A whole conversation, up to what the user says last."""
 
     equals: str | None = None
-    contains: str | None = None
-    lacks: str | None = None
+    contains: Marker | None = None
+    lacks: Marker | None = None
     matches: Pattern | None = None
 
     @model_validator(mode="after")
     def _asks_and_expects(self) -> Regression:
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("messages: the last turn has to be the user's: it is what the student answers")
         if (self.text is None) == (self.messages is None):
             raise ValueError("give either `text` or `messages`")
         if all(each is None for each in (self.equals, self.contains, self.lacks, self.matches)):
@@ -47,7 +57,7 @@ class Regression(Config):
     def turns(self) -> list[Message]:
         """The conversation."""
         if self.messages is not None:
-            return [{"role": turn["role"], "content": turn["content"]} for turn in self.messages]  # type: ignore[misc]
+            return [{"role": turn.role, "content": turn.content} for turn in self.messages]
         return [{"role": "user", "content": self.text or ""}]
 
     @property
@@ -72,6 +82,15 @@ class Regression(Config):
         return None
 
 
+_SAID = {
+    "extra_forbidden": "unknown key; there are: text, messages, equals, contains, lacks, matches",
+    "missing": "missing; a turn has role and content",
+    "string_too_short": "empty",
+    "too_short": "empty; give at least the user's turn",
+    "model_type": "a turn is an object with role and content",
+}
+
+
 def read_regressions(path: str | None) -> list[Regression]:
     """The prompts of a file; none without one.
 
@@ -81,7 +100,8 @@ def read_regressions(path: str | None) -> list[Regression]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # JSON may have U+2028 and its like in a text, at which `splitlines` would tear it.
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"flywheel.gate.regressions: {path}: cannot be read ({error}); give JSON lines") from error
     found = []
@@ -96,11 +116,15 @@ def read_regressions(path: str | None) -> list[Regression]:
 def _parsed(line: str, where: str) -> Regression:
     try:
         record: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not a JSON object ({error})") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f'{where}: not a JSON object but {kind_of(record)}; write {{"text": ..., "contains": ...}}')
+    try:
         return Regression.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {name + ': ' if name else ''}{reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not a JSON object ({error})") from error
+        reason = _SAID.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        got = f" (got {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
+        raise ConfigError(f"{where}: {name + ': ' if name else ''}{reason}{got}") from error

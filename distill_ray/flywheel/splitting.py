@@ -14,16 +14,17 @@ Learnt is what a student was trained on, whether it is in the index of its bundl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from distill_ray.errors import ConfigError
+from distill_ray.errors import ConfigError, DataError, NoReadableRow
 from distill_ray.flywheel.pool import share_of
-from distill_ray.pipeline.planning.readers import read_rows
-from distill_ray.pipeline.planning.sources import resolve
+from distill_ray.pipeline.planning.readers import SourceRow, read_rows
+from distill_ray.pipeline.planning.sources import SourceFile, resolve
+from distill_ray.recipes.template import kind_of
 from distill_ray.serving.calibration.fitting import near_duplicate_groups
 
 Record = dict[str, Any]
@@ -110,17 +111,40 @@ def evaluation_texts(files: Sequence[str], column: str) -> list[str]:
     """The requests of the user's own evaluation sets.
 
     Raises:
-        ConfigError: a file has no such column. DataError: it cannot be read.
+        ConfigError: a file has no such column, or no text there.
+        DataError: a file cannot be read, or a line of it.
     """
     found: list[str] = []
     for file in resolve(list(files), key="flywheel.evaluation") if files else []:
-        for row in read_rows(file):
-            text = row.columns.get(column)
-            if row.error is not None or not isinstance(text, str):
-                why = row.error or f"there are: {', '.join(row.columns)}"
-                raise ConfigError(
-                    f"flywheel.evaluation: {row.label}: no text in the column {column!r} ({why}); name the column in "
-                    "flywheel.evaluation_column"
-                )
-            found.append(text)
+        found += [_text(row, column, f"flywheel.evaluation: {file.url}") for row in _rows(file)]
     return found
+
+
+def _rows(file: SourceFile) -> Iterator[SourceRow]:
+    """Of a file as a whole the reader's advice is about `data:`; here it is to be about this list."""
+    try:
+        yield from read_rows(file)
+    except NoReadableRow as error:
+        why = "no rows in this file; write some, or take it out of the list"
+        raise DataError(f"flywheel.evaluation: {file.url}: {why}") from error
+    except DataError as error:
+        why = str(error).partition("; ")[0]
+        raise DataError(f"flywheel.evaluation: {why}; write it again, or take it out of the list") from error
+
+
+def _text(row: SourceRow, column: str, where: str) -> str:
+    place = f"{where}:{row.label.rpartition(':')[2]}"
+    if row.error is not None:
+        raise DataError(f"{place}: {row.error}; mend it, or leave it out: every request of these files has to be known")
+    if column not in row.columns:
+        raise ConfigError(
+            f"{place}: no column {column!r} (there are: {', '.join(row.columns)}); name the one with the request in "
+            "flywheel.evaluation_column"
+        )
+    text = row.columns[column]
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{place}: the column {column!r} has no text but {kind_of(text)}; write the request there, or name another "
+            "column in flywheel.evaluation_column"
+        )
+    return text

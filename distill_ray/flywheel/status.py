@@ -14,7 +14,7 @@ from distill_ray.flywheel.cycle import Ended, line_of
 from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
 from distill_ray.flywheel.gathering import what_waits
 from distill_ray.flywheel.pool import pool
-from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.collecting.store import existing_store
 from distill_ray.serving.routing.bundles import Bundles
 
 MOVES_SHOWN = 10
@@ -85,7 +85,7 @@ def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
         step = next(step for step in STEPS if cycles[-1].result(step) is None)
         return f"{step} of cycle {cycles[-1].number}; `distill-ray flywheel run` goes on with it, if no one does"
     before = [cycle for cycle in cycles if cycle.outcome != "too_few"]
-    found = pool(make_store(config.serve.collect.store, service), before, again=False)
+    found = pool(existing_store(config.serve.collect.store, service), before, again=False)
     ended = cycles[-1].last if cycles and cycles[-1].outcome == "too_few" else None
     is_same = ended is not None and cycles[-1].needed("snapshot")["until"] == found.until
     if ended is not None and is_same and ended["step"] != "snapshot":  # what would be said again

@@ -18,6 +18,11 @@ def install() -> None:
         signal.signal(number, _interrupt)
 
 
+def is_pressed() -> bool:
+    """Whether this process was told to stop."""
+    return _pressed.is_set()
+
+
 def insist() -> None:
     """Interrupt the main thread again if it was told to stop. From a thread that runs while the work goes on.
 

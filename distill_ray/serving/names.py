@@ -11,6 +11,7 @@ from distill_ray.config import RunConfig
 from distill_ray.errors import ConfigError, ServingError
 from distill_ray.pipeline.lock import Taken, take
 
+_COPIES = "/runtime_resources/working_dir_files/"  # Ray's, of what `--working-dir` uploads
 PATIENCE_S = 10.0  # what was killed, or is being replaced, is gone by then
 
 
@@ -51,9 +52,16 @@ def existing_service_folder(config: RunConfig) -> str:
     """For commands that look at a service.
 
     Raises:
-        ConfigError: there is none, and it would be wrong to say that nothing is in it.
+        ConfigError: there is none, and it would be wrong to say that nothing is in it. Or it is in a Ray job's copy of
+            the working directory, which no service sees, and which goes with the job.
     """
     folder = service_folder(config)
+    if _COPIES in f"{folder}/":
+        raise ConfigError(
+            f"serve.folder: {folder} is in the copy that Ray made of the job's working directory: the service does not "
+            "see it, and it goes with the job; give an absolute path that job and service share: "
+            "--set serve.folder=/shared/services/NAME"
+        )
     if not os.path.isdir(folder):
         raise ConfigError(
             f"{folder}: no such folder, so no service has been here; run this in the folder where the service is "

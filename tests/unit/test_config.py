@@ -207,6 +207,52 @@ def test_parsing_a_config_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+SECTION = "expected a section, keys with values"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "flywheel.shadow=true",
+            f"flywheel.shadow: {SECTION} (got True); {{}} takes the defaults; null goes without it",
+        ),
+        ("flywheel.lora=false", f"flywheel.lora: {SECTION} (got False); {{}} takes the defaults; null goes without it"),
+        ("flywheel=[1]", f"flywheel: {SECTION} (got [1]); {{}} takes the defaults"),
+        ("serve.keys=sk-1", f"serve.keys: {SECTION} (got a value that is not shown here); {{}} takes the defaults"),
+        ("data=true", f"data: {SECTION} (got True)"),
+        ("recipe.parse=3", f"recipe.parse: {SECTION} (got 3); {{}} takes the defaults; null goes without it"),
+        (
+            "flywheel.trainer=openai",
+            f"flywheel.trainer: {SECTION} (got 'openai'); write trainer: {{type: openai, ...}}",
+        ),
+        ("serve.teacher=openai", f"serve.teacher: {SECTION} (got 'openai'); write teacher: {{type: openai, ...}}"),
+        (
+            "flywheel.evaluation=a.csv",
+            "flywheel.evaluation: expected a list (got 'a.csv'); for one write flywheel.eval",
+        ),
+        ("flywheel.evaluation=3", "flywheel.evaluation: expected a list (got 3)"),
+        ("data=", "data: missing; add it"),
+        ("recipe.rewards=labels", "recipe.rewards: unknown key (value 'labels'); known keys here: context, examples,"),
+    ],
+)
+def test_what_stands_where_a_section_or_a_list_belongs_is_shown_with_what_may(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(MINIMAL, where="my.yaml", overrides=[override])
+    assert str(caught.value).startswith(f"my.yaml: {message}")
+
+
+@pytest.mark.parametrize("section", ["student", "train", "train.loss", "serve.router", "flywheel", "flywheel.trainer"])
+def test_a_section_with_nothing_under_it_takes_the_defaults(section: str) -> None:
+    assert parse_config(MINIMAL, overrides=[f"{section}="]) == parse_config(MINIMAL)
+    assert parse_config({**MINIMAL, "flywheel": None}, overrides=["flywheel.min_pairs=7"]).flywheel.min_pairs == 7
+
+
+def test_null_stays_null_where_it_means_something() -> None:
+    config = parse_config(MINIMAL, overrides=["flywheel.lora=", "serve.drift="])
+    assert (config.flywheel.lora, config.serve.drift) == (None, None)
+
+
 @pytest.mark.parametrize("starter", sorted(STARTERS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_starter_lets_no_model_think_that_thinks_unless_it_is_told_not_to(starter: Path) -> None:
     raw = yaml.safe_load(starter.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from distill_ray.config import LoraConfig, RunConfig, StudentConfig, parse_config
 from distill_ray.config.flywheel import FlywheelConfig
@@ -23,10 +25,12 @@ from distill_ray.flywheel.cycle import Ended, run_cycle
 from distill_ray.flywheel.cycles import Cycles
 from distill_ray.flywheel.preflight import check_flywheel, shadow_shows
 from distill_ray.flywheel.promotion import student_problem
+from distill_ray.flywheel.status import show_status
 from distill_ray.flywheel.students import student_to_train
 from distill_ray.flywheel.work import Work
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.store.lance import LanceStore
+from distill_ray.serving.names import existing_service_folder
 from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.pair_maker import pair
@@ -247,6 +251,31 @@ def test_a_store_of_another_version_is_refused_by_name(service: Path) -> None:
     lance.write_dataset(other, str(service / "pairs" / "pairs.lance"))
     with pytest.raises(StoreError, match="written by another version of distill-ray"):
         run(service, [])
+
+
+def test_an_address_at_which_nothing_was_stored_is_said_and_stays_as_it_is(service: Path) -> None:
+    store = {"url": str(service / "nowhere")}
+    config = parse_config({**RAW, "serve": {"collect": {"store": store}}})
+    with pytest.raises(StoreError, match="nowhere: no pairs are stored there yet"):
+        run_cycle(config, str(service))
+    out = io.StringIO()
+    show_status(config, str(service), Console(file=out, width=400))
+    assert "nowhere: no pairs are stored there yet" in out.getvalue()
+    assert [path.name for path in service.iterdir()] == ["bundles"]
+
+
+def test_a_service_folder_in_the_copy_that_a_ray_job_works_in_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b" / "services" / "mine"
+    folder.parent.mkdir(parents=True)
+    for _ in ("not there", "uploaded too"):
+        with pytest.raises(
+            ConfigError, match=r"is in the copy that Ray made .* --set serve\.folder=/shared/services/NAME"
+        ):
+            existing_service_folder(parse_config({**RAW, "serve": {"folder": str(folder)}}))
+        folder.mkdir(exist_ok=True)
+    (tmp_path / "shared").mkdir()
+    outside = parse_config({**RAW, "serve": {"folder": str(tmp_path / "shared")}})
+    assert existing_service_folder(outside) == str(tmp_path / "shared")
 
 
 def test_an_evaluation_file_that_is_not_there_stops_before_anything_is_trained(service: Path) -> None:

@@ -101,6 +101,18 @@ def test_list_of_a_service_that_collected_nothing_is_empty_and_names_the_place(
     assert list((tmp_path / "service").iterdir()) == []
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["export"], ["delete", "--owner", "shop"]])
+def test_an_address_at_which_nothing_was_stored_is_no_empty_store_and_stays_as_it_is(
+    run, config: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    what, *others = arguments
+    out_file = ["out.jsonl"] if what == "export" else []
+    status, out = run(what, config, *out_file, *others, "--set", f"serve.collect.store.url={tmp_path}/nowhere")
+    assert status == 1
+    assert f"{tmp_path}/nowhere: no pairs are stored there yet" in " ".join(out.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_a_teacher_is_listed_by_its_short_name(run, config: str, tmp_path: Path) -> None:
     store = make_store(StoreConfig(), tmp_path / "service")
     store.add([pair("a", teacher="vllm:demo@bd68:{'max_model_len': 1024}")])

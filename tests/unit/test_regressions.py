@@ -43,9 +43,28 @@ def test_prompts_are_texts_or_conversations(tmp_path: Path) -> None:
     [
         ('{"text": "who?"}', "say what the answer has to be like"),
         ('{"equals": "me"}', "give either `text` or `messages`"),
-        ('{"text": "who?", "equal": "me"}', "equal: Extra inputs"),
+        ('{"text": "who?", "equal": "me"}', "equal: unknown key; there are: text, messages, equals"),
         ('{"text": "who?", "matches": "("}', "matches: not a regular expression"),
-        ("[1]", "valid dictionary"),
+        ("[1]", "not a JSON object but a list"),
+        ('"who?"', "not a JSON object but text"),
+        ('{"text": "", "equals": "me"}', "text: empty"),
+        ('{"text": "who?", "contains": ""}', "contains: empty; write what to look for"),
+        ('{"text": "who?", "lacks": ""}', "lacks: empty; write what to look for"),
+        ('{"messages": [], "lacks": "x"}', "messages: empty; give at least the user's turn"),
+        ('{"messages": ["who?"], "lacks": "x"}', r"messages\.0: a turn is an object with role and content"),
+        (
+            '{"messages": [{"content": "who?"}], "lacks": "x"}',
+            r"messages\.0\.role: missing; a turn has role and content",
+        ),
+        (
+            '{"messages": [{"role": "usr", "content": "who?"}], "lacks": "x"}',
+            r"messages\.0\.role: .*'user'.* \(got 'usr'\)",
+        ),
+        ('{"messages": [{"role": "user", "content": ""}], "lacks": "x"}', r"messages\.0\.content: empty"),
+        (
+            '{"messages": [{"role": "assistant", "content": "I"}], "lacks": "x"}',
+            "messages: the last turn has to be the",
+        ),
         ('{"text": ', "not a JSON object"),
     ],
 )
@@ -54,6 +73,14 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, message: s
     file.write_text('{"text": "who?", "equals": "me"}\n' + line + "\n")
     with pytest.raises(ConfigError, match=rf"flywheel\.gate\.regressions: .*mine\.jsonl:2: .*{message}"):
         read_regressions(str(file))
+
+
+def test_line_separators_in_a_text_and_a_byte_order_mark_are_no_ends_of_lines(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(
+        '\ufeff{"text": "one\u2028two\u0085three", "equals": "me"}\r\n{"text": "b", "lacks": "x"}'.encode()
+    )
+    assert [each.shown for each in read_regressions(str(file))] == ["one\u2028two\u0085three", "b"]
 
 
 def test_a_file_that_is_missing_or_empty_is_an_error(tmp_path: Path) -> None:

@@ -100,7 +100,38 @@ def test_evaluation_files_are_read_by_their_column(tmp_path: Path) -> None:
     files = [str(tmp_path / "mine.jsonl"), str(tmp_path / "more.csv")]
     assert evaluation_texts(files, "question") == ["who?", "where?"]
     assert evaluation_texts([], "question") == []
-    with pytest.raises(ConfigError, match=r"mine\.jsonl:1: no text in the column 'text' \(there are: question\)"):
-        evaluation_texts(files, "text")
-    with pytest.raises(DataError, match="nowhere"):
-        evaluation_texts([str(tmp_path / "nowhere.jsonl")], "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"question": "who?"}\n',
+            ConfigError,
+            r":1: no column 'text' \(there are: question\);",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": 3}\n',
+            ConfigError,
+            r":2: the column 'text' has no text but a number",
+        ),
+        ("a.jsonl", b"not json\n", DataError, ":1: line 1 is not JSON: .*; mend it, or leave it out"),
+        ("a.jsonl", b"\n", DataError, ": no rows in this file; write some, or take it out of the list"),
+        ("a.csv", b"text\n", DataError, ": no rows in this file; write some, or take it out of the list"),
+        ("a.parquet", b"PAR1 torn", DataError, r": cannot be read as parquet \(.*\); write it again"),
+    ],
+)
+def test_an_evaluation_file_that_is_no_good_is_named_whole_with_what_is_wrong(
+    tmp_path: Path, name: str, content: bytes, kind: type[Exception], message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(kind, match=rf"^flywheel\.evaluation: {tmp_path}/{name}{message}") as caught:
+        evaluation_texts([str(tmp_path / name)], "text")
+    assert "data." not in str(caught.value)
+
+
+def test_an_evaluation_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match=r"flywheel\.evaluation.*nowhere"):
+        evaluation_texts(["/nowhere.jsonl"], "text")

@@ -6,6 +6,7 @@ Not covered: a real Qdrant server (its payload indexes, its limits, its outages 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,15 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA, Pair
-from distill_ray.serving.collecting.store import Deletion, Lease, PairStore, Selection, Where, make_store
+from distill_ray.serving.collecting.store import (
+    Deletion,
+    Lease,
+    PairStore,
+    Selection,
+    Where,
+    existing_store,
+    make_store,
+)
 from distill_ray.serving.collecting.store.base import owner_hash
 from distill_ray.serving.collecting.store.qdrant import QdrantStore
 from tests.unit.pair_maker import pair, pairs
@@ -256,6 +265,15 @@ def test_the_number_of_a_batch_is_not_given_again(open_store: Open) -> None:
     assert store.count() == 1
 
 
+def test_a_store_is_there_from_its_first_pair_on_and_looking_makes_none(open_store: Open) -> None:
+    store = open_store()
+    assert (store.exists(), store.count(), store.snapshot(), store.lease()) == (False, 0, 0, Lease())
+    assert not store.exists()
+    store.add(pairs(1))
+    store.delete(Selection(ids=(next(iter(ids(store))),)))
+    assert open_store().exists()
+
+
 def test_a_lease_comes_back_as_it_was_from_another_process(open_store: Open) -> None:
     taken = Lease(2**40, 2**41, "it's \u2028", Where("h\u00f6st", "m", 7, 2**50, "2026-01-01", "/srv/'a' \"b\""))
     assert open_store().swap_lease(Lease(), taken)
@@ -426,10 +444,54 @@ def test_lance_refuses_a_table_of_another_version(tmp_path: Path) -> None:
 def test_a_store_that_is_away_is_an_error_of_ours_and_it_works_when_it_is_back(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("a file where the folder belongs")
     store = make_store(StoreConfig(), tmp_path)
-    with pytest.raises(StoreError, match="cannot use the store"):
+    with pytest.raises(StoreError, match="a file, where a folder of the store of pairs belongs"):
         store.add(pairs(1))
     (tmp_path / "pairs").unlink()
     assert store.add(pairs(1)) == 1
+
+
+@pytest.mark.usefixtures("_short_of_patience")
+@pytest.mark.parametrize("place", ["pairs", "pairs/pairs.lance"])
+def test_a_file_where_the_folder_belongs_is_no_empty_store(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("a file")
+    store = make_store(StoreConfig(), tmp_path)
+    for look in (store.count, store.snapshot, store.exists):
+        with pytest.raises(StoreError, match=f"/{place}: a file, where a folder of the store of pairs belongs"):
+            look()
+
+
+@pytest.mark.usefixtures("_short_of_patience")
+def test_a_table_of_lance_that_lost_its_versions_is_damaged_and_never_written_over(tmp_path: Path) -> None:
+    make_store(StoreConfig(), tmp_path).add(pairs(3))
+    shutil.move(tmp_path / "pairs" / "pairs.lance" / "_versions", tmp_path / "lost")
+    store = make_store(StoreConfig(), tmp_path)
+    for use in (store.count, store.exists, lambda: store.add(pairs(1))):
+        with pytest.raises(StoreError, match=r"pairs\.lance: damaged: it has data and no _versions"):
+            use()
+    shutil.move(tmp_path / "lost", tmp_path / "pairs" / "pairs.lance" / "_versions")
+    assert store.count() == 3
+
+
+def test_a_store_at_a_given_address_has_to_be_there_for_whoever_only_looks(tmp_path: Path) -> None:
+    config = StoreConfig(url=str(tmp_path / "nowhere"))
+    with pytest.raises(StoreError, match=r"/nowhere: no pairs are stored there yet; is serve\.collect\.store right"):
+        existing_store(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    make_store(config, tmp_path).add(pairs(2))
+    assert existing_store(config, tmp_path).count() == 2
+    assert existing_store(StoreConfig(), tmp_path / "service").count() == 0  # whose own folder may well be empty
+
+
+def test_a_lease_that_is_damaged_is_named(tmp_path: Path) -> None:
+    store = make_store(StoreConfig(), tmp_path)
+    store.swap_lease(Lease(), Lease(1, 0, "mine"))
+    [file] = (tmp_path / "pairs" / "pairs_lease").iterdir()
+    file.write_text('{"token":')
+    with pytest.raises(StoreError, match=f"{file}: damaged, .*; delete it while no flywheel runs"):
+        store.lease()
+    file.unlink()
+    assert store.lease() == Lease()
 
 
 def test_a_qdrant_server_that_is_away_is_an_error_of_ours() -> None:

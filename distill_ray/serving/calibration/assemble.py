@@ -71,6 +71,9 @@ class Basis:
     split: str
     """What was measured, in a word."""
 
+    more: str
+    """How to get more of what was measured."""
+
     tokens: Mapping[str, float]
     """Mean tokens of a request, where known: teacher_prompt, teacher_completion, student_prompt."""
 
@@ -114,7 +117,8 @@ def make_bundle(config: RunConfig, embedder: Embedder, basis: Basis, target: Pat
         agree_P=basis.agree_P[is_short_P],
     )
     tokens = {f"{name}_tokens": value for name, value in basis.tokens.items()}
-    figures = {"split": basis.split, "too_long": int((~is_short_P).sum()), **found.figures, **tokens}
+    why = f"{found.figures['why']} ({basis.more})" if found.figures["missing_pairs"] else found.figures["why"]
+    figures = {"split": basis.split, "too_long": int((~is_short_P).sum()), **found.figures, "why": why, **tokens}
     manifest = Manifest(
         version=version,
         name=config.name,

@@ -50,6 +50,7 @@ def calibrate(config: RunConfig, folder: RunFolder) -> Calibrated:
         good_P=good_P,
         agree_P=agreements(config, measured, good_P, embedder),
         split=split,
+        more="raise data.holdout, or give data.test",
         tokens=_tokens(folder),
         data=str(folder.manifest().get("generated_with", "")),
         origin=[trained_fingerprint(folder)],

@@ -325,8 +325,7 @@ def _missing(
     missing = max(1, math.ceil(max(needed, least) / share / SHARES[SELECT]) - num_pairs)
     why = (
         f"{num_pairs} held-out pairs cannot show that at most {budget:.1%} of the student's answers are worse with "
-        f"{confidence:.0%} confidence; about {missing} more pairs can, if the rates stay what they are (raise "
-        "data.holdout, or give data.test)"
+        f"{confidence:.0%} confidence; about {missing} more pairs can, if the rates stay what they are"
     )
     return {"why": why, "missing_pairs": missing}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import heapq
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from distill_ray.config import load_config
+from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ pairs_app = typer.Typer(
     rich_markup_mode="markdown",
     help="The pairs that a service collected: list, export, delete.",
 )
+forgetting: list[Callable[[RunConfig, PairStore], None]] = []
+"""Told after a deletion, with config and store: what keeps texts of pairs in the layers above this one."""
+
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
@@ -56,7 +60,7 @@ def list_pairs(
     """
     from distill_ray.serving.collecting.store import ALL, Selection
 
-    store, place = _store(config, overrides)
+    store, place = _store(load_config(config, overrides or []))
     where = Selection(owner=owner, contains=contains, indexed=indexed)
     columns = ["pair_id", "created", "owner", "teacher", "prompt_tokens", "completion_tokens", "indexed_by"]
     columns += ["messages", "completion", "tool_calls"] if show_text else []
@@ -92,7 +96,7 @@ def export_pairs(
     from distill_ray.serving.collecting.store import Selection
 
     where = Selection(owner=owner, contains=contains, indexed=indexed)
-    store, place = _store(config, overrides)
+    store, place = _store(load_config(config, overrides or []))
     num_written, num_left_out = run_export(store, out, format, where)
     left_out = f"; {num_left_out} with tool calls left out (--format messages has them)" if num_left_out else ""
     console.print(f"{num_written} pairs of {place}{left_out}")
@@ -108,7 +112,9 @@ def delete_pairs(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many that would be.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Delete pairs for good: from the store, the next training and the next index. A deleted pair stays deleted.
+    """Delete pairs for good: from the store, the next training, the next index and the verdicts of cycles.
+
+    A deleted pair stays deleted.
 
     Example: `distill-ray pairs delete config.yaml --contains "Jane Doe" --dry-run`
     """
@@ -117,25 +123,27 @@ def delete_pairs(
     where = Selection(ids=tuple(ids) if ids else None, owner=owner, contains=contains)
     if where == ALL or "" in (owner, contains):
         raise ConfigError("pairs delete: say which: --owner, --contains or --id (together: all of them must hold)")
-    store, place = _store(config, overrides)
+    loaded = load_config(config, overrides or [])
+    store, place = _store(loaded)
     if dry_run:
         console.print(f"would delete {store.count(where)} of {store.count()} pairs in {place}")
         return
     num_deleted = store.delete(where)
     console.print(f"deleted {num_deleted} pairs; {store.count()} are left in {place}")
+    for forget in forgetting:
+        forget(loaded, store)
 
 
-def _store(config: Path, overrides: list[str] | None) -> tuple[PairStore, str]:
-    """The store of a service, and where it is, for messages. Raises ConfigError: there is no service here."""
-    loaded = load_config(config, overrides or [])
-    from distill_ray.serving.collecting.store import make_store
+def _store(loaded: RunConfig) -> tuple[PairStore, str]:
+    """The store of a service, and where it is, for messages. Raises ConfigError, StoreError: there is none."""
+    from distill_ray.serving.collecting.store import existing_store
     from distill_ray.serving.names import existing_service_folder, service_folder
 
     section = loaded.serve.collect.store
     if section.url is not None:  # may be asked from anywhere
-        return make_store(section, service_folder(loaded)), section.url
+        return existing_store(section, service_folder(loaded)), section.url
     folder = existing_service_folder(loaded)
-    return make_store(section, folder), os.path.relpath(Path(folder) / "pairs")
+    return existing_store(section, folder), os.path.relpath(Path(folder) / "pairs")
 
 
 def _show(record: dict[str, Any], show_text: bool) -> None:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from distill_ray.config.serve import StoreConfig
-from distill_ray.errors import ConfigError
+from distill_ray.errors import ConfigError, StoreError
 from distill_ray.serving.collecting.store.base import ALL, Deletion, Lease, PairStore, Selection, Where
 
-__all__ = ["ALL", "Deletion", "Lease", "PairStore", "Selection", "Where", "make_store"]
+__all__ = ["ALL", "Deletion", "Lease", "PairStore", "Selection", "Where", "existing_store", "make_store"]
 
 
 def make_store(config: StoreConfig, folder: str | Path) -> PairStore:
@@ -23,6 +23,25 @@ def make_store(config: StoreConfig, folder: str | Path) -> PairStore:
         ConfigError: the variable with its key is not set.
     """
     return _STORES[config.type](config, folder)
+
+
+def existing_store(config: StoreConfig, folder: str | Path) -> PairStore:
+    """Open the store for somebody who only looks at what the service wrote.
+
+    A service's own folder may well have nothing in it yet. An address that somebody gave is rather a wrong one then,
+    and it would be wrong to say that nothing was collected, or to leave something there.
+
+    Raises:
+        ConfigError: as for `make_store`.
+        StoreError: nothing was ever stored where the config says; or the store cannot be used.
+    """
+    store = make_store(config, folder)
+    if config.url is not None and not store.exists():
+        raise StoreError(
+            f"{config.url}: no pairs are stored there yet; is serve.collect.store right (collection: "
+            f"{config.collection}), and has the service answered anything?"
+        )
+    return store
 
 
 def _lance(config: StoreConfig, folder: str | Path) -> PairStore:

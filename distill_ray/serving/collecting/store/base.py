@@ -230,6 +230,10 @@ class PairStore(ABC):
     # `Selection.contains` never reaches it, and no id comes twice.
 
     @abstractmethod
+    def exists(self) -> bool:
+        """Whether a pair was ever stored here, though it may have been deleted since."""
+
+    @abstractmethod
     def _insert(self, table: pa.Table) -> int:
         """Store the rows whose id is not there, all or none; returns how many. The others stay as they are."""
 

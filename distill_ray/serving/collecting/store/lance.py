@@ -20,10 +20,12 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from distill_ray.errors import StoreError
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
@@ -64,6 +66,10 @@ class LanceStore(PairStore):
         self._pairs = _Dataset(f"{url.rstrip('/')}/{collection}.lance", PAIR_SCHEMA)
         self._deletions = _Dataset(f"{url.rstrip('/')}/{collection}_deletions.lance", DELETION_SCHEMA)
         self._leases = LeaseFiles(f"{url.rstrip('/')}/{collection}_lease")
+
+    def exists(self) -> bool:
+        """See `PairStore.exists`."""
+        return self._pairs.use(lambda dataset: True, False)
 
     def _insert(self, table: pa.Table) -> int:
         def merge(dataset: Any) -> int:
@@ -201,6 +207,7 @@ class _Dataset:
             fs, path = fsspec.core.url_to_fs(self._uri)
             fs.invalidate_cache()
             if not fs.exists(f"{path}/_versions"):
+                self._require_nothing(fs, path)
                 return None
             if self._session is None:
                 self._session = lance.Session(  # pyright: ignore[reportPrivateImportUsage]
@@ -216,6 +223,20 @@ class _Dataset:
         else:
             self._opened.checkout_latest()
         return self._opened
+
+    def _require_nothing(self, fs: Any, path: str) -> None:
+        """Where no dataset is, there has to be nothing else: what is damaged is not empty, and never written over."""
+        if isinstance(fs, LocalFileSystem):
+            for place in (Path(path), *Path(path).parents):
+                if place.is_file():
+                    raise StoreError(
+                        f"{place}: a file, where a folder of the store of pairs belongs; is serve.collect.store right?"
+                    )
+        if fs.exists(f"{path}/data"):
+            raise StoreError(
+                f"{self._uri}: damaged: it has data and no _versions, which say what of it counts (half copied, "
+                "half restored?); put it back whole, or name another serve.collect.store.collection"
+            )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

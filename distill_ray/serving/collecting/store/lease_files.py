@@ -22,6 +22,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
 from distill_ray.errors import StoreError
 from distill_ray.serving.collecting.store.base import LEASE, Lease
@@ -78,9 +79,10 @@ class LeaseFiles:
         content = self._fs.cat_file(self._path(numbers[-1]))
         try:
             return LEASE.validate_json(content)
-        except ValueError as error:
+        except ValidationError as error:
             raise StoreError(
-                f"{self._url}/{numbers[-1]:020d}.json: damaged; delete it while no flywheel runs"
+                f"{self._url}/{numbers[-1]:020d}.json: damaged, so nobody knows who is at work on the store of pairs; "
+                "delete it while no flywheel runs"
             ) from error
 
     def _path(self, number: int) -> str:

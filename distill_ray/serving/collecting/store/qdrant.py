@@ -60,6 +60,11 @@ class QdrantStore(PairStore):
         self._indexed = {self._pairs: INDEXED, self._leases: LEASE_INDEXED} if has_payload_indexes else {}
         self._there: set[str] = set()  # collections that exist
 
+    def exists(self) -> bool:
+        """See `PairStore.exists`."""
+        with self._translated():
+            return self._exists(self._pairs)
+
     def _insert(self, table: pa.Table) -> int:
         records = {_point_id(record["pair_id"]): record for record in table.to_pylist()}
         with self._translated():
