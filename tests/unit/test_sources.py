@@ -230,7 +230,7 @@ def parquet_bytes() -> bytes:
         ),
         ("q.csv", "text\ncaf\u00e9\n".encode("latin-1"), ["q.csv", "byte 8 is 0xe9", "data.encoding"]),
         ("q.jsonl.gz", b"not gzip at all", ["q.jsonl.gz", "cannot be read"]),
-        ("q.jsonl.gz", gzip.compress(LINES.encode())[:-12], ["q.jsonl.gz", "cannot be read"]),
+        ("q.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], ["q.jsonl.gz", "cannot be read"]),
         ("q.parquet", parquet_bytes()[:-20], ["q.parquet", "cannot be read as parquet", "cut off"]),
         ("q.parquet", b"", ["q.parquet", "cannot be read as parquet"]),
         ("q.txt", "some text", ["q.txt", "unknown ending", ".jsonl", "data.format"]),
