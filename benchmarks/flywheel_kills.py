@@ -167,7 +167,10 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         SystemExit: a run that nobody killed failed.
     """
     first, chosen = pairs(FIRST, seed), random.Random(seed)
-    undisturbed, world = World(config_of(folder / "undisturbed")), World(config_of(folder / "killed"))
+    undisturbed, world = (
+        World(config_of(folder / name, keep_bundles=100))  # the check looks into all of them
+        for name in ("undisturbed", "killed")
+    )
     undisturbed.add(first)
     began = time.monotonic()
     undisturbed.finish()

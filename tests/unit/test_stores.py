@@ -483,17 +483,6 @@ def test_a_store_at_a_given_address_has_to_be_there_for_whoever_only_looks(tmp_p
     assert existing_store(StoreConfig(), tmp_path / "service").count() == 0  # whose own folder may well be empty
 
 
-def test_a_lease_that_is_damaged_is_named(tmp_path: Path) -> None:
-    store = make_store(StoreConfig(), tmp_path)
-    store.swap_lease(Lease(), Lease(1, 0, "mine"))
-    [file] = (tmp_path / "pairs" / "pairs_lease").iterdir()
-    file.write_text('{"token":')
-    with pytest.raises(StoreError, match=f"{file}: damaged, .*; delete it while no flywheel runs"):
-        store.lease()
-    file.unlink()
-    assert store.lease() == Lease()
-
-
 def test_a_qdrant_server_that_is_away_is_an_error_of_ours() -> None:
     store = make_store(StoreConfig(type="qdrant", url="http://127.0.0.1:9"), "")
     with pytest.raises(StoreError, match="is the server"):
