@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 
 from distill_ray.cli import main
@@ -19,7 +20,7 @@ from distill_ray.flywheel.cycle import Ended
 from distill_ray.flywheel.cycles import Cycle, Outcome
 from distill_ray.serving.collecting.store.lance import LanceStore
 from tests.unit.pair_maker import pairs
-from tests.unit.test_cycle import RAW
+from tests.unit.test_cycle import RAW, TABLES
 
 Run = Callable[..., tuple[int, str]]
 SERVICE = Path("services/mine")
@@ -165,7 +166,11 @@ def ended(outcome: Outcome, step: Any, why: str, until: int, *, new: int = 250) 
     for name in ("snapshot", "clean", "split", "train", "gate"):
         is_last = name == step
         result = {"outcome": outcome if is_last else "go_on", "why": [why] if is_last else [], "seconds": 1.0}
-        found.write(name, {**result, **({"until": until, "new_pairs": new} if name == "snapshot" else {})})
+        for table in TABLES.get(name, ()):
+            ids = pa.table({"pair_id": [each.pair_id for each in pairs(25)]})
+            found.files.write_table(ids.append_column("split", pa.array(["train"] * 25)), f"{table}.parquet")
+        more = {"until": until, "new_pairs": new, "current": None, "made_from": "x"}
+        found.write(name, {**result, **more})
         if is_last:
             return
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from distill_ray.cli import main
@@ -48,15 +49,18 @@ def cycle(tmp_path: Path) -> Cycle:
         {"pair_id": OTHER.pair_id, **dataclasses.asdict(CLUSTERS[1])},
     ]
     cycle.run.write_json(MANIFEST, "manifest.json")
+    steps["snapshot"]["until"] = 1
     for step, result in steps.items():
         cycle.files.write_json(result, f"{step}.json")
+    for table in ("snapshot", "dropped", "split"):
+        cycle.files.write_table(pa.table({"pair_id": [LOST.pair_id]}), f"{table}.parquet")
     write_gate_page(cycle, "gate", steps["gate"])
     return cycle
 
 
 def with_its_text(service: Path) -> set[str]:
     files = [file for file in (service / "cycles").rglob("*") if file.is_file()]
-    return {file.name for file in files if "xyzzy" in file.read_text()}
+    return {file.name for file in files if b"xyzzy" in file.read_bytes()}
 
 
 def test_what_was_deleted_leaves_the_verdict_and_its_page_and_the_rest_stays(

@@ -23,6 +23,7 @@ from distill_ray.serving.routing.bundles import NOTHING, Bundles
 from tests.unit.pair_maker import pair
 from tests.unit.small_bundle import write_small_bundle
 from tests.unit.test_cycle import RAW
+from tests.unit.test_flywheel_bad_input import EASY
 from tests.unit.test_splitting import text
 
 A = "a" * 12
@@ -39,7 +40,8 @@ class Service:
 
     def run(self, pairs: list[Pair], **flywheel: Any) -> None:
         self.store.add(pairs)
-        run_cycle(parse_config({**RAW, "flywheel": {"min_pairs": 20, **flywheel}}), str(self.folder))
+        flywheel = {"min_pairs": 20, "gate": {"min_pairs": 1}, **flywheel}
+        run_cycle(parse_config({**RAW, "calibrate": EASY, "flywheel": flywheel}), str(self.folder))
 
     def splits(self, number: int) -> dict[str, str]:
         table = pq.read_table(self.folder / "cycles" / f"{number:04d}" / "split.parquet")
