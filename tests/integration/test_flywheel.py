@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from benchmarks.flywheel_kills import World
+from benchmarks.flywheel_kills import World, cluster
 from benchmarks.two_languages import FLIPPED, config_of, pairs
 from distill_ray.config import RunConfig, load_config
 from distill_ray.flywheel.cycle import Ended, run_cycle
@@ -62,15 +62,15 @@ def killed_again_and_again(world: World) -> list[str]:
     """
     run = world.service / "cycles" / "0001" / "run"
     moments = (
-        lambda: world.steps() == (1, 1),  # the pairs are drawn
+        lambda: world.steps()[1] >= 1,  # the pairs are drawn
         lambda: any(run.glob("checkpoints/*/checkpoint_manager_snapshot.json")),  # it trains
         lambda: any(run.glob("calls/candidate-*")),  # the gate asks the candidate
-        lambda: world.steps() == (1, 6),  # the bundle is made, and not installed
+        lambda: world.steps()[1] >= 6,  # the bundle is made, and not installed
         lambda: world.bundles.current() is not None,  # it is promoted, and its pairs are not marked
     )
     problems = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    # Not the tests' Ray: what killed drivers have asked its autoscaler for counts for minutes.
+    with tempfile.TemporaryDirectory(prefix="fk", dir="/tmp") as scratch, cluster(Path(scratch)):
         for number, moment in enumerate(moments):
             assert world.killed(moment), f"over before kill {number + 1}"
             problems += world.problems()
@@ -89,7 +89,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, local_ray: None, embedder_ca
     marks_after = {}
     world.add(pairs(360, seed=1))
     killed = killed_again_and_again(world)
-    [cycle] = Cycles(service).all()
+    cycle = Cycles(service).all()[0]
     last = cycle.needed("promote")
     first = Ended(1, last["outcome"], last["step"], [], cycle.folder, last["version"])
     marks_after["first"] = marks(store)
