@@ -119,6 +119,12 @@ class World:
             return 0, 0
         return cycles[-1].number, sum(cycles[-1].files.exists(f"{step}.json") for step in STEPS)
 
+    def forget_too_few(self) -> None:
+        """A cycle that ended for lack of pairs begins again, with a new snapshot: what came late is in time then."""
+        cycles = Cycles(self.service).all()
+        if cycles and cycles[-1].outcome == "too_few":
+            self.late.pop(cycles[-1].number, None)
+
     def after_a_step(self) -> Callable[[], bool]:
         """It is time when the next step's file is there."""
         before = self.steps()
@@ -178,8 +184,9 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     world.add(first)
     problems: list[str] = []
     where: Counter[str] = Counter()
-    done = completed = 0
+    done = batches = 0
     while done < kills:
+        world.forget_too_few()
         at_boundary = done < len(STEPS) or chosen.random() < 0.3
         if world.killed(world.after_a_step() if at_boundary else after(chosen.uniform(1.0, 0.6 * usual_s))):
             done += 1
@@ -192,8 +199,8 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 world.add(pairs(LATE, seed + 10_000 + done), begun=number)
             continue
         problems += world.problems()
-        completed += Cycles(world.service).all()[-1].outcome != "too_few"
-        world.add(pairs(MORE, seed + 1 + completed))
+        batches += 1
+        world.add(pairs(MORE, seed + batches))
     world.finish()
     problems += world.problems()
     cycles = [cycle for cycle in Cycles(world.service).all() if cycle.outcome not in (None, "too_few")]
