@@ -231,3 +231,8 @@ class ApiError(DistillError):
     def body(self) -> dict[str, Any]:
         """The OpenAI error object."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in a line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

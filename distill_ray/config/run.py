@@ -305,15 +305,8 @@ def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """One pydantic error as one line: dotted key, what is wrong, the value, what to do."""
-    unions = {
-        "data",
-        "recipe",
-        "reward",
-        "teacher",
-        "engine",
-        "loss",
-        "trainer",
-    }  # behind their name pydantic puts the variant's
+    # Behind their name pydantic puts the variant's.
+    unions = {"data", "recipe", "reward", "teacher", "engine", "loss", "trainer"}
     before = ["", *map(str, detail["loc"])]
     if before[1:3] == ["serve", "student"] or before[1:3] == ["calibrate", "judge"]:
         del before[3:4]  # engines too, and the `student` of the top level is none

@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import hash_ids
-from distill_ray.errors import ConfigError, TransientEngineError
+from distill_ray.errors import ConfigError, TransientEngineError, first_line
 from distill_ray.models import Prompts, resolve_model
 from distill_ray.records import Completion, Message
 
@@ -70,9 +70,9 @@ class HfModel:
             self.is_seq2seq = bool(AutoConfig.from_pretrained(path, **kwargs).is_encoder_decoder)
             self.model: Any = _load(config, path, self.is_seq2seq, kwargs).eval()
         except (OSError, ValueError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             what = config.model + (f" with the adapters {config.adapter}" if config.adapter else "")
-            raise ConfigError(f"teacher.model: cannot load {what} ({first_line})") from error
+            raise ConfigError(f"teacher.model: cannot load {what} ({reason})") from error
         self.prompts = prompts
         self.tokenizer: Any = self.prompts.tokenizer
         self.max_positions = self._max_positions()

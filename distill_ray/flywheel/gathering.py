@@ -13,6 +13,7 @@ from distill_ray.flywheel.enough import what_is_missing
 from distill_ray.flywheel.pool import (
     HELD_OUT,
     KEPT_SCHEMA,
+    SPLIT_FIELDS,
     SPLIT_SCHEMA,
     Pool,
     kept_records,
@@ -28,7 +29,7 @@ from distill_ray.serving.collecting.store import Selection
 from distill_ray.serving.routing.bundle import learnt_entries
 
 _DROPPED = pa.schema([("pair_id", pa.string()), ("reason", pa.string())])
-_USED = pa.schema([("pair_id", pa.string()), ("split", pa.string()), ("group", pa.int64())])
+_USED = pa.schema([("pair_id", pa.string()), *SPLIT_FIELDS])
 
 
 def snapshot(work: Work) -> dict[str, Any]:

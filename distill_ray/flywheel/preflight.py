@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,17 +95,14 @@ def _shadow_can_show_it(config: RunConfig) -> None:
     shadow, budget, alpha = config.flywheel.shadow, config.calibrate.error_budget, 1.0 - config.calibrate.confidence
     if shadow is None or shadow_shows(shadow.pairs, budget, alpha):
         return
-    high = shadow.pairs
-    while not shadow_shows(high, budget, alpha):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if shadow_shows(middle, budget, alpha) else (middle, high)
+    enough = 2 * shadow.pairs
+    while not shadow_shows(enough, budget, alpha):
+        enough *= 2
+    least = bisect_left(range(enough), True, lo=enough // 2, key=lambda num: shadow_shows(num, budget, alpha))
     raise ConfigError(
         f"flywheel.shadow.pairs: {shadow.pairs} answers, all of them good, do not show that calibrate.error_budget "
         f"({budget:g}) is kept with calibrate.confidence {config.calibrate.confidence:g}, so nothing would ever be "
-        f"promoted; give flywheel.shadow.pairs {high} or more"
+        f"promoted; give flywheel.shadow.pairs {least} or more"
     )
 
 

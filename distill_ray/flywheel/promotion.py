@@ -26,7 +26,6 @@ from distill_ray.serving.routing.bundles import Candidate
 
 LOOK_S = 1.0
 START_S = 1800.0  # a student that is not up by then does not come up
-SILENT_S = 60.0  # a keeper that has not written for so long is gone
 
 
 def shadow(work: Work) -> dict[str, Any]:
@@ -132,8 +131,7 @@ def _bring_up(work: Work, version: str) -> str | None:
         if found.get("why", told) != told:
             told = found["why"]
             work.say(f"the candidate's student is {found['state']}: {told}")
-        problem = student_problem(work.service, version)
-        if problem is not None:
+        if (problem := _problem(found)) is not None:
             return problem
         if time.monotonic() > until:
             return f"its student is not up after {START_S:.0f} s ({told or f'see {work.service}/logs'})"
@@ -144,7 +142,10 @@ def _bring_up(work: Work, version: str) -> str | None:
 
 def student_problem(service: Path, version: str) -> str | None:
     """Why the student of a bundle does not come up; None: it may."""
-    found = _students(service).get(version, {})
+    return _problem(_students(service).get(version, {}))
+
+
+def _problem(found: dict[str, Any]) -> str | None:
     return f"its student does not start: {found.get('why', '')}" if found.get("state") == "failed" else None
 
 

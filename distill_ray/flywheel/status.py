@@ -57,8 +57,9 @@ def show_status(config: RunConfig, service: str, console: Console) -> None:
 def _cycle_table(cycle: Cycle) -> Table:
     how = _MEANS[cycle.outcome] if cycle.outcome is not None else "at work, or interrupted"
     table = Table(title=f"cycle {cycle.number}: {how}", title_justify="left", show_header=False)
+    results = cycle.results()
     for step in STEPS:
-        result = cycle.result(step)
+        result = results.get(step)
         if result is None:
             table.add_row(step, "-", "")
         else:
@@ -82,7 +83,7 @@ def _bundles_table(bundles: Bundles) -> Table:
 def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
     """What the next step waits for."""
     if cycles and cycles[-1].outcome is None:
-        step = next(step for step in STEPS if cycles[-1].result(step) is None)
+        step = STEPS[len(cycles[-1].results())]
         return f"{step} of cycle {cycles[-1].number}; `distill-ray flywheel run` goes on with it, if no one does"
     before = [cycle for cycle in cycles if cycle.outcome != "too_few"]
     found = pool(existing_store(config.serve.collect.store, service), before, again=False)

@@ -31,7 +31,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill_ray.errors import RunFolderError
+from distill_ray.errors import RunFolderError, first_line
 from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
 
@@ -170,7 +170,7 @@ class RunFolder:
 
     def damaged(self, error: Exception, *parts: str) -> RunFolderError:
         """What to tell of a file that cannot be read as what it is."""
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = first_line(error)
         again = " (its calls are then made again)" if parts[0] == "calls" else ""
         return RunFolderError(
             f"{self.path(*parts)}: damaged ({why}); delete it and run the command that wrote it again{again}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from distill_ray.config.reward import ClassifierRewardConfig, EntitiesRewardConfig, RewardModelConfig
-from distill_ray.errors import ConfigError
+from distill_ray.errors import ConfigError, first_line
 from distill_ray.models import resolve_model
 from distill_ray.records import Answered
 from distill_ray.rewards.labels import (
@@ -47,8 +47,8 @@ class _ModelReward:
             auto = getattr(transformers, self.auto)
             self.model: Any = auto.from_pretrained(path, use_safetensors=True, **kwargs).eval().to(self._device)
         except (OSError, ValueError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"recipe.reward.model: cannot load {config.model} ({first_line})") from error
+            reason = first_line(error)
+            raise ConfigError(f"recipe.reward.model: cannot load {config.model} ({reason})") from error
         self.labels: dict[int, str] = self.model.config.id2label
         require_head(config, self.model.config.architectures or ())
         require_labels(config, self.labels)

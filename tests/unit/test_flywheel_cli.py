@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import lance
 import pyarrow as pa
 import pytest
 
-from distill_ray.cli import main
 from distill_ray.config import RunConfig
 from distill_ray.errors import ConfigError, FlywheelError, Interrupted
 from distill_ray.flywheel import cli, cycle
@@ -35,18 +33,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(min_pairs: Any) -> None:
     Path("config.yaml").write_text(json.dumps({**RAW, "flywheel": {"min_pairs": min_pairs}}))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def command(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["distill-ray", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), " ".join((captured.out + captured.err).split())
-
-    return command
 
 
 class Rounds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_ray.cli import main
 from distill_ray.config import SamplingConfig, parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline.check import check_service
@@ -48,18 +46,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill_ray.pipeline.cluster.connected", start)
     monkeypatch.delenv("DISTILL_RAY_KEYS", raising=False)
     Path("config.yaml").write_text(json.dumps(RAW))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def command(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["distill-ray", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), " ".join((captured.out + captured.err).split())
-
-    return command
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill_ray.config.serve import MINILM, EmbedderConfig
-from distill_ray.errors import EmbedderError, TextTooLong
+from distill_ray.errors import EmbedderError, TextTooLong, first_line
 
 # Shape suffixes: N texts, D dimensions.
 
@@ -80,7 +80,7 @@ def _folder(config: EmbedderConfig) -> Path:
         patterns = [f"*{suffix}" for suffix in _SUFFIXES]
         return Path(huggingface_hub.snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise EmbedderError(
             f"embedder.model: cannot get {config.model} ({reason}); give a folder, a hub id, or leave the default, "
             "which needs no network"

@@ -21,7 +21,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from distill_ray.errors import BundleError
+from distill_ray.errors import BundleError, first_line
 
 # Shape suffixes: N rows, D dimensions, K neighbours.
 
@@ -138,7 +138,7 @@ class NearestIndex:
         try:
             return cls._load(folder)
         except (OSError, ValueError, RuntimeError) as error:  # faiss raises RuntimeError for all that it cannot read
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise BundleError(f"{folder}: cannot read this index ({reason}); calibrate again") from error
 
     @classmethod

@@ -27,7 +27,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from distill_ray.errors import StoreError
+from distill_ray.errors import StoreError, first_line
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
 from distill_ray.serving.collecting.store.base import Deletion, Lease, PairStore, Selection, newest_batch
 from distill_ray.serving.collecting.store.lease_files import LeaseFiles
@@ -246,7 +246,7 @@ class _Dataset:
             raise
         except Exception as error:  # lance raises OSError, ValueError or RuntimeError, an object store's client its own
             self._opened = None
-            why = _PLACE.sub("", (str(error).strip().splitlines() or [type(error).__name__])[0])
+            why = _PLACE.sub("", first_line(error))
             raise StoreError(
                 f"{self._uri}: cannot use the store of pairs ({why}); check serve.collect.store, the folder's "
                 "permissions and the disk's space"

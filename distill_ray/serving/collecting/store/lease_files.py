@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from distill_ray.errors import StoreError
+from distill_ray.errors import StoreError, first_line
 from distill_ray.serving.collecting.store.base import LEASE, Lease
 
 KEPT_FILES = 100
@@ -112,7 +112,7 @@ class LeaseFiles:
         except StoreError:
             raise
         except Exception as error:  # a file system's OSError, an object store's client its own
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
             raise StoreError(
                 f"{self._url}: cannot use the lease of the store of pairs ({why}); check serve.collect.store, the "
                 "folder's permissions and the disk's space"

@@ -23,7 +23,7 @@ import pyarrow as pa
 from qdrant_client import models
 from qdrant_client.http.exceptions import ApiException
 
-from distill_ray.errors import StoreError
+from distill_ray.errors import StoreError, first_line
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
 from distill_ray.serving.collecting.store.base import LEASE, Deletion, Lease, PairStore, Selection
 
@@ -218,7 +218,7 @@ class QdrantStore(PairStore):
             yield
         except (ApiException, OSError, ValueError, RuntimeError) as error:
             self._there.clear()
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
             raise StoreError(
                 f"qdrant collection {self._pairs}: cannot use the store of pairs ({why}); is the server of "
                 "serve.collect.store.url up, and the key of api_key_env right?"
