@@ -86,6 +86,8 @@ class Delivery:
                     shown = for_client(piece, call.body, shows_route=self._config.headers)
                     if shown is not None:
                         yield shown
+                    if not call.streams:  # all is said; whoever said it may be gone by now
+                        break
             is_over = True
         except (ApiError, TimeoutError) as error:
             self._metrics.errors.labels(f"{route}_midway").inc()

@@ -392,7 +392,8 @@ def test_a_candidate_is_up_and_tried_on_real_requests_before_it_takes_over(servi
 def test_a_student_that_falls_short_gets_less_and_then_nothing(service: Service) -> None:
     folder, please = service.folder / "service", ", if you would be so kind"
     assert Bundles(folder / "bundles").current() == MEASURED
-    requests = [text for plain in REQUESTS for text in (plain, plain + please)]
+    polite = REQUESTS[0] + please  # one only: of several scores, a bad one may stay within the budget
+    requests = [text for plain in REQUESTS for text in (plain, polite)]
 
     def goes(text: str) -> str:
         return service.ask(text).headers["x-distill-route"]
@@ -413,7 +414,7 @@ def test_a_student_that_falls_short_gets_less_and_then_nothing(service: Service)
         event = until_told("threshold_raised")
         floor = json.loads((folder / "floors.json").read_text())[MEASURED]
         assert event["threshold"] == floor > 0.5
-        until(lambda: [goes(REQUESTS[n] + please) for n in range(6)] == ["teacher"] * 6)
+        until(lambda: [goes(polite) for _ in range(6)] == ["teacher"] * 6)
         assert goes(REQUESTS[0]) == "student"
         until(lambda: service.status()["threshold"] == floor)
         service.teacher.chat = agreeing_teacher(except_where="")

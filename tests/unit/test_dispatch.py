@@ -195,6 +195,19 @@ def test_after_its_first_words_the_client_gets_the_error(tmp_path: Path) -> None
     assert not rig.teacher.bodies
 
 
+@pytest.mark.parametrize(("text", "who"), [(TRAINED, "student"), (UNLIKE, "teacher")])
+@pytest.mark.parametrize("ending", [DOWN, 5.0])
+def test_who_is_gone_behind_a_whole_answer_costs_nobody_that_answer(
+    tmp_path: Path, text: str, who: str, ending: Any
+) -> None:
+    rig = make_rig(tmp_path)
+    rig.student.script = rig.teacher.script = lambda body: [whole("all of it"), ending]
+    decision, pieces = ask(rig, text)
+    assert (decision.route, text_of(pieces)) == (who, "all of it")
+    assert rig.count("errors_total", where=f"{who}_midway") == 0
+    assert len(rig.kept) == (1 if who == "teacher" else 0)
+
+
 def test_nobody_waits_for_a_student_that_is_gone_until_it_is_back(tmp_path: Path) -> None:
     rig = make_rig(tmp_path)
     rig.student.script = lambda body: [DOWN]
