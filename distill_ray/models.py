@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 
 from distill_ray.config import HfEngineConfig, StudentConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL
-from distill_ray.errors import ConfigError, RequestRejected
+from distill_ray.errors import ConfigError, RequestRejected, first_line
 from distill_ray.records import Message, RejectReason
 
 _DEMO = Path(__file__).parent / "demo"
@@ -316,9 +316,4 @@ def _cannot_load(model: str, path: str, key: str, error: Exception, what: str = 
             f"; is {model} spelt right, and does HF_TOKEN open it if it is gated? Where there is no network: give a "
             "folder, name a mirror with HF_ENDPOINT, set HF_HUB_OFFLINE=1 for what is in the cache, or try `demo`"
         )
-    return ConfigError(f"{key}: cannot load {what}{model} ({_first_line(error)}){advice}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return ConfigError(f"{key}: cannot load {what}{model} ({first_line(error)}){advice}")

@@ -114,7 +114,7 @@ class HfModel:
                     f"out of memory on one prompt of {len(batch[0].prompt_ids)} tokens; take a smaller model"
                 ) from error
         except RuntimeError as error:
-            raise TransientEngineError(f"generate failed ({str(error).splitlines()[0]})") from error
+            raise TransientEngineError(f"generate failed ({first_line(error)})") from error
         else:
             return [self._completion(request, ids) for request, ids in zip(batch, new_ids, strict=True)]
         torch.cuda.empty_cache()

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distill_ray.config import RunConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL
-from distill_ray.errors import ClusterError, ConfigError, DistillError
+from distill_ray.errors import ClusterError, ConfigError, DistillError, first_line
 from distill_ray.pipeline.folder import RunFolder
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
@@ -92,8 +92,9 @@ def _translated(address: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ClusterError(f"RAY_ADDRESS={address}: cannot connect to Ray ({reason}); is the cluster up?") from error
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: cannot connect to Ray ({first_line(error)}); is the cluster up?"
+        ) from error
 
 
 def require_resources(key: str, replicas: int, each: Mapping[str, tuple[str, float]]) -> None:

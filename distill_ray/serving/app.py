@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.api import RunTarget
 
 from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
-from distill_ray.errors import ConfigError
+from distill_ray.errors import ConfigError, first_line
 from distill_ray.pipeline.cluster import require_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.keeper import Keeper
@@ -136,8 +136,8 @@ def why_not_up(error: RuntimeError) -> str:
     try:
         applications = serve.status().applications
     except Exception:  # Serve itself is down
-        return str(error).splitlines()[0]
-    return next(filter(None, map(why_failed, applications.values())), str(error).splitlines()[0])
+        return first_line(error)
+    return next(filter(None, map(why_failed, applications.values())), first_line(error))
 
 
 # -- for `serve deploy` ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.api import RunTarget
 
 from distill_ray.config import RunConfig
-from distill_ray.errors import ApiError, BundleError, DistillError
+from distill_ray.errors import ApiError, BundleError, DistillError, first_line
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.backends import SHUT, Backend
 from distill_ray.serving.bodies import with_defaults
@@ -133,7 +133,7 @@ class Students:
             target = RunTarget(application, name=self._names.student(version), route_prefix=None)
             serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         except (DistillError, RuntimeError) as error:
-            return str(error).splitlines()[0]
+            return first_line(error)
         return None
 
     async def _warmed(self, version: str, unless_failed: State) -> State:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distill_ray.config.train import LoraConfig, StudentConfig
-from distill_ray.errors import ConfigError
+from distill_ray.errors import ConfigError, first_line
 from distill_ray.models import resolve_model
 
 
@@ -39,7 +39,7 @@ def load_student(config: StudentConfig, *, dtype: torch.dtype, seed: int, gradie
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"student.model: cannot load {config.model} ({_first_line(error)})") from error
+        raise ConfigError(f"student.model: cannot load {config.model} ({first_line(error)})") from error
     model.config.use_cache = False  # a key-value cache is of no use to training
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -58,7 +58,7 @@ def load_model_config(config: StudentConfig) -> Any:
     try:
         return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"student.model: cannot load {config.model} ({_first_line(error)})") from error
+        raise ConfigError(f"student.model: cannot load {config.model} ({first_line(error)})") from error
 
 
 def max_positions(model_config: Any) -> int | None:
@@ -84,7 +84,7 @@ def add_adapters(model: Any, config: LoraConfig, *, seed: int, base: str) -> Any
     try:
         return get_peft_model(model, PeftLoraConfig(**settings))
     except ValueError as error:
-        raise ConfigError(f"student.lora: cannot add adapters to {base} ({_first_line(error)})") from error
+        raise ConfigError(f"student.lora: cannot add adapters to {base} ({first_line(error)})") from error
 
 
 def load_adapters(model: Any, folder: str, *, is_trainable: bool) -> Any:
@@ -102,10 +102,5 @@ def load_adapters(model: Any, folder: str, *, is_trainable: bool) -> Any:
     try:
         loaded: Any = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"student.adapter: {folder} does not fit the model ({_first_line(error)})") from error
+        raise ConfigError(f"student.adapter: {folder} does not fit the model ({first_line(error)})") from error
     return loaded if is_trainable else loaded.merge_and_unload()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

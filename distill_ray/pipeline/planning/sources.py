@@ -21,7 +21,7 @@ import fsspec
 
 from distill_ray import plugins
 from distill_ray.config.data import DatasetSource, Files, Format, Source
-from distill_ray.errors import ConfigError, DataError, DistillError
+from distill_ray.errors import ConfigError, DataError, DistillError, first_line
 from distill_ray.nearby import neighbours, some_names
 
 FORMAT_BY_ENDING = {
@@ -140,7 +140,7 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _expand(fs: Any, path: str, format: Format, where: str) -> list[str]:
