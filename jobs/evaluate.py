@@ -1,6 +1,6 @@
 """Ray job: student against teacher on held-out rows.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py CONFIG --run-dir s3://bucket/run
+    ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/evaluate.py CONFIG --run-dir s3://BUCKET/runs/NAME
 
 Takes the arguments of `distill-ray evaluate`; the cluster is the one that the job runs on.
 """

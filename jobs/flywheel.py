@@ -1,6 +1,6 @@
 r"""Ray job: one cycle of the flywheel, or one after the other.
 
-    ray job submit --working-dir . --runtime-env-json '{"excludes": ["/runs/", "/services/"]}' -- \
+    ray job submit --runtime-env jobs/runtime_env.yaml -- \
         python jobs/flywheel.py CONFIG --set serve.folder=/shared/services/NAME --every 24h
 
 Takes the arguments of `distill-ray flywheel run`; the cluster is the one that the job runs on. The service's folder has

@@ -1,6 +1,6 @@
 """Ray job: ask the teacher, write examples/.
 
-    ray job submit --working-dir . -- python jobs/generate.py CONFIG --run-dir s3://bucket/run
+    ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/generate.py CONFIG --run-dir s3://BUCKET/runs/NAME
 
 Takes the arguments of `distill-ray generate`; the cluster is the one that the job runs on.
 """

@@ -1,6 +1,6 @@
 """Ray job: generate, train and evaluate, one after the other.
 
-    ray job submit --working-dir . -- python jobs/run.py CONFIG --run-dir s3://bucket/run
+    ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/run.py CONFIG --run-dir s3://BUCKET/runs/NAME
 
 Takes the arguments of `distill-ray run`; the cluster is the one that the job runs on.
 """

@@ -1,6 +1,6 @@
 """Ray job: fine-tune the student on examples/.
 
-    ray job submit --working-dir . -- python jobs/train.py CONFIG --run-dir s3://bucket/run
+    ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/train.py CONFIG --run-dir s3://BUCKET/runs/NAME
 
 Takes the arguments of `distill-ray train`; the cluster is the one that the job runs on.
 """

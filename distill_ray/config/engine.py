@@ -117,6 +117,9 @@ class BaseEngineConfig(Config):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves per replica."""
 
+    node_labels: dict[str, str] = {}
+    """Only nodes of the cluster with these labels hold a replica, for example {distill-ray/stage: teacher}."""
+
     @property
     def num_gpus(self) -> int:
         """GPUs per replica: none, for what needs no model here."""

@@ -39,6 +39,9 @@ class ModelRewardConfig(BaseRewardConfig):
     cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves per replica."""
 
+    node_labels: dict[str, str] = {}
+    """Only nodes of the cluster with these labels hold a replica."""
+
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Texts per forward pass."""
 

@@ -108,6 +108,9 @@ class RouterConfig(Config):
     cpus: Annotated[float, Field(gt=0)] = 0.25
     """CPUs that Ray reserves per replica."""
 
+    node_labels: dict[str, str] = {}
+    """Only nodes of the cluster with these labels hold a router."""
+
     max_ongoing: Annotated[int, Field(ge=1)] = 256
     """Requests in work per replica."""
 

@@ -139,6 +139,9 @@ class TrainConfig(Config):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves per worker."""
 
+    node_labels: dict[str, str] = {}
+    """Only nodes of the cluster with these labels hold a worker, or an engine that evaluates the student."""
+
     threads_per_worker: Annotated[int, Field(ge=1)] | None = None
     """Torch threads, fixed so that a resumed CPU run repeats exactly. Default: cpus_per_worker."""
 

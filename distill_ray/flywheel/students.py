@@ -17,7 +17,7 @@ from typing import Any
 from distill_ray.config import OpenAIEngineConfig, RunConfig, SamplingConfig, StudentConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.errors import ConfigError
-from distill_ray.pipeline.cluster import default_gpus
+from distill_ray.pipeline.capacity import default_gpus
 from distill_ray.pipeline.evaluate import student_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.calibration.calibrate import student_spec

@@ -12,6 +12,7 @@ import ray
 from distill_ray.config import SamplingConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.errors import RequestRejected
+from distill_ray.pipeline.capacity import engine_options
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
@@ -60,9 +61,15 @@ def through_ledger(
     work: Callable[[T, LedgeredEngine], Awaitable[R]],
 ) -> list[R]:
     """What `work` makes of each item with the engine; as many at once as the engine takes. See `ask_all`."""
-    options = {"num_cpus": engine.cpus, "num_gpus": engine.num_gpus, "max_concurrency": engine.max_concurrency + 8}
+
+    def start() -> Any:
+        options = engine_options(engine, engine.num_gpus)
+        options |= options.pop("ray_remote_args_fn", dict)()
+        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=engine.max_concurrency + 8)
+        return actor_class.remote(engine, folder, role)
+
     with connected(), Progress(role, total=len(items), unit="answers") as progress:
-        actor = _OnDemand(lambda: ray.remote(EngineActor).options(**options).remote(engine, folder, role))
+        actor = _OnDemand(start)
         try:
             return asyncio.run(_work_through(engine, sampling, folder, ledger, role, actor, items, work, progress))
         finally:

@@ -30,7 +30,8 @@ from distill_ray.models import (
     require_safetensors,
     resolve_model,
 )
-from distill_ray.pipeline.cluster import connected, engine_resources
+from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import require_helpers, reward_of

@@ -17,18 +17,13 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
 import ray
 import ray.data
 import ray.exceptions
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distill_ray.config import RunConfig, VllmEngineConfig
-from distill_ray.config.engine import DEMO_MODEL
-from distill_ray.errors import ClusterError, ConfigError, DistillError, first_line
+from distill_ray.errors import ClusterError, DistillError, first_line
 from distill_ray.pipeline.folder import RunFolder
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
@@ -95,68 +90,6 @@ def _translated(address: str) -> Iterator[None]:
         raise ClusterError(
             f"RAY_ADDRESS={address}: cannot connect to Ray ({first_line(error)}); is the cluster up?"
         ) from error
-
-
-def require_resources(key: str, replicas: int, each: Mapping[str, tuple[str, float]]) -> None:
-    """Say at once what a Ray of our own can never give: Ray would wait for it for ever. A cluster may grow.
-
-    Args:
-        key: config key of the number of replicas.
-        replicas: how many there are to be at least.
-        each: resource -> (config key, amount per replica).
-
-    Raises:
-        ConfigError: this machine has too little of one of them.
-    """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    total = ray.cluster_resources()
-    for resource, (resource_key, amount) in each.items():
-        have, needed = total.get(resource, 0.0), replicas * amount
-        if needed > have:
-            raise ConfigError(
-                f"{key}: {replicas} with {resource_key} {amount:g} need {needed:g} {resource}s and this machine has "
-                f"{have:g}; lower {key} or {resource_key}" + (" (0 runs on the CPU)" if resource == "GPU" else "")
-            )
-
-
-def engine_resources(config: RunConfig) -> dict[str, Any]:
-    """What one engine actor asks Ray for.
-
-    One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
-    executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`).
-
-    Raises:
-        ConfigError: this machine has not got it.
-    """
-    teacher = config.teacher
-    num_gpus = teacher_gpus(config)
-    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(num_gpus))}
-    require_resources("teacher.replicas", teacher.replicas.min, each)
-    if num_gpus <= 1 or not isinstance(teacher, VllmEngineConfig):
-        return {"num_cpus": teacher.cpus, "num_gpus": num_gpus}
-    return {"num_gpus": 0, "ray_remote_args_fn": partial(_in_placement_group, num_gpus, teacher.cpus)}
-
-
-def teacher_gpus(config: RunConfig) -> int:
-    """GPUs of one engine: none for a teacher that is named and not asked, as nothing of it is loaded."""
-    return config.teacher.num_gpus if config.asks_teacher else 0
-
-
-def _in_placement_group(num_gpus: int, cpus: float) -> dict[str, Any]:
-    bundles = [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
-    group = ray.util.placement_group(bundles, strategy="PACK")
-    return {
-        "num_cpus": cpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
-        ),
-    }
-
-
-def default_gpus(model: str) -> int:
-    """GPUs for a student where no key says how many: one if the cluster has any, none for the built-in model."""
-    return int(model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) >= 1)
 
 
 def own_error(error: BaseException) -> DistillError | None:

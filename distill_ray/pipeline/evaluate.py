@@ -28,7 +28,8 @@ from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
 from distill_ray.models import is_encoder_decoder, prompts_of
-from distill_ray.pipeline.cluster import connected, default_gpus, keep_traceback, own_error, raised_by, redirect_output
+from distill_ray.pipeline.capacity import default_gpus, engine_options, on_nodes
+from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
@@ -228,6 +229,7 @@ def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineCo
         "chat_template": config.student.chat_template,
         "chat_template_kwargs": config.student.chat_template_kwargs,
         "trust_remote_code": config.student.trust_remote_code,
+        "node_labels": config.train.node_labels,  # a node that trains a student has room for one that answers
     }
     if config.evaluate.engine == "hf":
         return HfEngineConfig(**common)
@@ -252,8 +254,7 @@ def _answer(
         fn_constructor_args=(engine, folder, name),
         batch_size=BATCH_ROWS,
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=2),
-        num_cpus=engine.cpus,
-        num_gpus=gpus,
+        **engine_options(engine, gpus),
     )
     progress.update(before, model=name.replace("_", " "))
     try:
@@ -309,7 +310,8 @@ def _score(
     weights = config.student.model_copy(update=_weights(config, student))
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows]
-    task = ray.remote(_losses).options(num_cpus=1, num_gpus=default_gpus(weights.model))
+    nodes = on_nodes(config.train.node_labels)
+    task = ray.remote(_losses).options(num_cpus=1, num_gpus=default_gpus(weights.model), **nodes)
     try:
         losses = ray.get(
             task.remote(

@@ -28,7 +28,8 @@ import ray.exceptions
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.cluster import connected, engine_resources, keep_traceback, own_error, raised_by
+from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import start_helpers
 from distill_ray.pipeline.interrupts import insist
@@ -42,7 +43,9 @@ from distill_ray.recipes import RECIPES, make_recipe
 from distill_ray.records import SCHEMA_VERSION
 
 # Keys that change how fast the teacher answers, not what.
-_EXECUTION_KEYS = {"max_concurrency", "max_retries", "replicas", "cpus", "timeout_s", "api_key_env", "latency_s"}
+_EXECUTION_KEYS = {"max_concurrency", "max_retries", "replicas", "cpus", "node_labels", "timeout_s", "api_key_env"} | {
+    "latency_s"
+}
 
 # Partitions that one engine works on at once: enough that the tail of one is filled by the next.
 OPEN_PARTITIONS = 4

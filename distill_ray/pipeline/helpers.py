@@ -22,7 +22,8 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output, require_resources, teacher_gpus
+from distill_ray.pipeline.capacity import Need, engine_options, on_nodes, require, teacher_need
+from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
@@ -56,18 +57,19 @@ def require_helpers(config: RunConfig) -> None:
     if isinstance(reward, JudgeRewardConfig):
         if reward.engine is None:
             return
-        key, replicas, cpus, gpus = "recipe.reward.engine", 1, reward.engine.cpus, reward.engine.num_gpus
+        engine, key = reward.engine, "recipe.reward.engine"
+        need = Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels)
     elif isinstance(reward, ModelRewardConfig):
-        key, replicas, cpus, gpus = "recipe.reward", reward.replicas, reward.cpus, reward.gpus
+        key = "recipe.reward"
+        need = Need(f"{key}.replicas", reward.replicas, _each(key, reward.cpus, reward.gpus), reward.node_labels)
     else:
         return
-    require_resources(key, replicas, {"CPU": (f"{key}.cpus", cpus), "GPU": (f"{key}.gpus", float(gpus))})
-    teacher = config.teacher
-    together = {
-        "CPU": ("the CPUs of both", replicas * cpus + teacher.replicas.min * teacher.cpus),
-        "GPU": ("the GPUs of both", float(replicas * gpus + teacher.replicas.min * teacher_gpus(config))),
-    }
-    require_resources(f"teacher beside {key}", 1, together)
+    require(need)
+    require(teacher_need(config), need)
+
+
+def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
+    return {"CPU": (f"{key}.cpus", cpus), "GPU": (f"{key}.gpus", float(gpus))}
 
 
 def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
@@ -79,13 +81,16 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     require_helpers(config)
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
-        options = {"num_cpus": reward.engine.cpus, "num_gpus": reward.engine.num_gpus, "max_concurrency": 2048}
-        judge: Any = ray.remote(EngineActor).options(**options).remote(reward.engine, folder, "judge")
+        options = engine_options(reward.engine, reward.engine.num_gpus)
+        options |= options.pop("ray_remote_args_fn", dict)()
+        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048)
+        judge: Any = actor_class.remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())
         return Helpers(judge=judge)
     if not isinstance(reward, ModelRewardConfig):
         return Helpers()  # nothing to load: it is scored where the row is
-    actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus)
+    nodes = on_nodes(reward.node_labels)
+    actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus, **nodes)
     actors: list[Any] = [actor.remote(reward, folder) for _ in range(reward.replicas)]
     for handle in actors:
         _answered(handle.ready.remote())

@@ -20,7 +20,8 @@ from rich.panel import Panel
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
-from distill_ray.pipeline.cluster import connected, engine_resources, own_error, raised_by, redirect_output
+from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.cluster import connected, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows

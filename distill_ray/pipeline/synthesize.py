@@ -28,7 +28,8 @@ from distill_ray.config import FilesDataConfig, RunConfig, SynthesizeDataConfig
 from distill_ray.config.recipe import DEFAULT_REFUSALS
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DataError, RequestRejected, TransientEngineError
-from distill_ray.pipeline.cluster import connected, engine_resources
+from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine

@@ -18,9 +18,9 @@ from typing import Any
 from ray import serve
 from ray.serve.api import RunTarget
 
-from distill_ray.config import OpenAIEngineConfig, RunConfig, load_config
+from distill_ray.config import OpenAIEngineConfig, RunConfig, VllmEngineConfig, load_config
 from distill_ray.errors import ConfigError, first_line
-from distill_ray.pipeline.cluster import require_resources
+from distill_ray.pipeline.capacity import Need, on_nodes, require
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.keeper import Keeper
 from distill_ray.serving.models.applications import application, scaled, why_failed
@@ -47,7 +47,7 @@ def front_application(config: RunConfig, folder: str) -> serve.Application:
         max_ongoing_requests=2 * (router.max_ongoing + router.max_queued) + 16,  # it says 503 itself, in words
         graceful_shutdown_timeout_s=20.0,
         graceful_shutdown_wait_loop_s=0.5,
-        ray_actor_options={"num_cpus": router.cpus},
+        ray_actor_options={"num_cpus": router.cpus, **on_nodes(router.node_labels)},
         **scaled(router.replicas, config.serve.scaling),
     )
     return routers.bind(config, folder, names, keeper.bind(config, folder, names))
@@ -85,7 +85,8 @@ def require_gpus(config: RunConfig) -> None:
     for key, engine in (teacher, ("serve.student", serve_config.student)):
         if engine is not None and not isinstance(engine, OpenAIEngineConfig):
             each = {"GPU": (f"{key}.gpus", float(engine.num_gpus))}
-            require_resources(f"{key}.replicas", engine.replicas.min, each)
+            is_spread = isinstance(engine, VllmEngineConfig)
+            require(Need(f"{key}.replicas", engine.replicas.min, each, engine.node_labels, is_spread))
 
 
 def require_port(host: str, port: int) -> None:

@@ -240,7 +240,7 @@ def test_an_engine_of_several_gpus_sits_in_a_placement_group_with_one_bundle_eac
     script = """
 import json, ray
 from distill_ray.config import parse_config
-from distill_ray.pipeline.cluster import engine_resources
+from distill_ray.pipeline.capacity import engine_resources
 ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
 
 @ray.remote

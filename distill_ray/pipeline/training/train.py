@@ -31,7 +31,8 @@ from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
 from distill_ray.models import model_identity, prompts_of
-from distill_ray.pipeline.cluster import connected, default_gpus, require_resources
+from distill_ray.pipeline.capacity import Need, default_gpus, require
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, scratch_parent, tokenise
@@ -43,7 +44,7 @@ from distill_ray.student.load import load_model_config, max_positions
 
 # Keys that change how a run is executed but not what comes out of it: they may differ between a run and its
 # resume.
-_EXECUTION_KEYS = {"max_failures", "tensorboard", "cpus_per_worker"}
+_EXECUTION_KEYS = {"max_failures", "tensorboard", "cpus_per_worker", "node_labels"}
 
 
 def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def training_resources(config: RunConfig) -> bool:
         "CPU": ("train.cpus_per_worker", config.train.cpus_per_worker),
         "GPU": ("train.gpus_per_worker", float(gpus)),
     }
-    require_resources("train.workers", config.train.workers, each)
+    require(Need("train.workers", config.train.workers, each, config.train.node_labels))
     return gpus > 0
 
 
@@ -258,6 +259,7 @@ def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrain
             num_workers=config.workers,
             use_gpu=task.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if task.use_gpu else {})},
+            label_selector=config.node_labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,

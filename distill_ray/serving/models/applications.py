@@ -13,6 +13,7 @@ from distill_ray.config import HfEngineConfig, OpenAIEngineConfig, RunConfig, Vl
 from distill_ray.config.engine import BaseEngineConfig, Replicas
 from distill_ray.config.serve import ScalingConfig
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.capacity import on_nodes
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.backends import student_server
 from distill_ray.serving.models.engine import EngineModel
@@ -42,12 +43,14 @@ def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling:
         **scaled(config.replicas, scaling),
     }
     actor: dict[str, Any] = {"num_cpus": config.cpus}
-    if config.num_gpus == 1 and not isinstance(config, VllmEngineConfig):
-        actor["num_gpus"] = 1
-    if isinstance(config, VllmEngineConfig):
+    if not isinstance(config, VllmEngineConfig):
+        actor |= {"num_gpus": config.num_gpus, **on_nodes(config.node_labels)}
+    else:
         bundles: list[dict[str, float]] = [{"CPU": config.cpus}, *({} for _ in range(config.num_gpus - 1))]
         options["placement_group_bundles"] = [b | ({"GPU": 1} if config.num_gpus else {}) for b in bundles]
         options["placement_group_strategy"] = "PACK"
+        if config.node_labels:
+            options["placement_group_bundle_label_selector"] = [dict(config.node_labels)] * len(bundles)
     model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
     deployment: Any = serve.deployment(model, ray_actor_options=actor, **options)
     return deployment.bind(config, role, folder)

@@ -1,0 +1,252 @@
+"""What stages ask Ray for, and whether it will ever come.
+
+Ray waits without a word for what nobody has. So every stage says first what it needs (`Need`), and `require` answers:
+
+    there are nodes for it                        -> the stage starts
+    there are not, and none will be added         -> an error with what there is
+    there are not, and the cluster's autoscaler   -> starts nodes: the stage starts too, and waits for them
+                                                  -> has no type of node for it: an error
+
+Whether a node is busy is not asked: what others use now comes free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from distill_ray.config import RunConfig, VllmEngineConfig
+from distill_ray.config.engine import DEMO_MODEL, BaseEngineConfig
+from distill_ray.errors import ClusterError, ConfigError
+from distill_ray.pipeline.progress import say
+
+ANSWER_S = 50.0  # an autoscaler that has not begun to start a node by then will not
+LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Need:
+    """Actors that have to be there together for a stage to start."""
+
+    key: str
+    """Config key of their number."""
+
+    count: int
+    each: Mapping[str, tuple[str, float]]
+    """Resource -> (config key, amount), of one of them."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes that may hold them."""
+
+    spread: bool = False
+    """The GPUs of one of them may be on several nodes."""
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What has to be on one node, for all of them."""
+        amounts = {resource: amount for resource, (_, amount) in self.each.items() if amount}
+        if self.spread and amounts.get("GPU", 0) > 1:
+            return gpu_bundles(int(amounts["GPU"]), amounts.get("CPU", 1.0)) * self.count
+        return [amounts] * self.count if amounts else []
+
+
+@dataclass(frozen=True)
+class _Node:
+    resources: dict[str, float]
+    labels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        parts = [f"{self.resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if self.resources.get(name)]
+        own = {name: value for name, value in self.labels.items() if not name.startswith("ray.io/node")}
+        return " ".join([", ".join(parts) or "no CPU", *([f"({shown(own)})"] if own else [])])
+
+
+def require(*needs: Need) -> None:
+    """Say at once what will never come, be it for one of them or for all together.
+
+    Raises:
+        ConfigError: this machine has too little of something.
+        ClusterError: so has the cluster, and nothing will be added to it.
+    """
+    nodes = [_Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
+    free = [_Node(dict(node.resources), node.labels) for node in nodes]
+    for index, need in enumerate(needs):
+        if all(_placed(bundle, need.labels, free) for bundle in need.bundles):
+            continue
+        if not os.environ.get("RAY_ADDRESS"):
+            raise ConfigError(_too_little_here(needs[: index + 1], nodes))
+        _ask_for_nodes(need, nodes)
+
+
+def _placed(bundle: Mapping[str, float], labels: Mapping[str, str], free: Sequence[_Node]) -> bool:
+    """Whether a node has room for it; takes it from there."""
+    for node in free:
+        if all(node.labels.get(name) == value for name, value in labels.items()) and all(
+            node.resources.get(name, 0.0) >= amount for name, amount in bundle.items()
+        ):
+            for name, amount in bundle.items():
+                node.resources[name] -= amount
+            return True
+    return False
+
+
+def _too_little_here(needs: Sequence[Need], nodes: Sequence[_Node]) -> str:
+    """Of one machine: which resource, who needs how much of it, and what to lower."""
+    last = needs[-1]
+    if last.labels:
+        return (
+            f"{last.key}: asks for a node with {shown(last.labels)}, and this machine has no such label; leave "
+            "node_labels out, or set RAY_ADDRESS to a cluster that has it"
+        )
+    for resource, (resource_key, amount) in last.each.items():
+        needed = sum(need.count * need.each.get(resource, ("", 0.0))[1] for need in needs)
+        have = sum(node.resources.get(resource, 0.0) for node in nodes)
+        if needed > have and amount:
+            beside = f" beside {' and '.join(need.key for need in needs[:-1])}" if needs[:-1] else ""
+            return (
+                f"{last.key}: {last.count} with {resource_key} {amount:g}{beside} need {needed:g} {resource}s and this "
+                f"machine has {have:g}; lower {last.key} or {resource_key}"
+                + (" (0 runs on the CPU)" if resource == "GPU" else "")
+            )
+    raise AssertionError("it fits")
+
+
+# -- a cluster that may grow ------------------------------------------------------------------------------------------
+
+
+def _ask_for_nodes(need: Need, nodes: Sequence[_Node]) -> None:
+    """Ask the cluster's autoscaler, by a placement group; raises ClusterError where nothing comes of it."""
+    group = _group(need.bundles, need.labels)
+    try:
+        until = time.monotonic() + ANSWER_S
+        while not group.wait(LOOK_S):
+            found = _autoscaler()
+            if found.starts_nodes:
+                say(f"{need.key}: the cluster starts nodes for {_in_words(need)}")
+                return
+            if not found.can_grow or group.id.hex() in found.refused or time.monotonic() > until:
+                raise ClusterError(_nobody_has(need, nodes, found))
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+@dataclass(frozen=True)
+class _Autoscaler:
+    can_grow: bool
+    starts_nodes: bool
+    refused: str = ""
+    """Names the placement groups for which it has no node."""
+
+
+def _autoscaler() -> _Autoscaler:
+    """What the cluster's autoscaler is at. Version 2 says what it cannot fulfil; version 1 keeps that to itself."""
+    from ray import _raylet  # nothing public says it
+    from ray.core.generated import autoscaler_pb2
+
+    raylet: Any = _raylet
+    messages: Any = autoscaler_pb2
+    client = raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    second = messages.GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
+    if second.autoscaler_state_version:
+        refused = " ".join(request.details for request in second.infeasible_gang_resource_requests)
+        return _Autoscaler(True, bool(second.pending_instance_requests or second.pending_instances), refused)
+    report = json.loads(client.internal_kv_get(b"__autoscaling_status", None) or b"{}").get("autoscaler_report") or {}
+    # Without an autoscaler each node is a type of its own, called node_<id>.
+    can_grow = not all(str(name).startswith("node_") for name in report.get("active_nodes", {}))
+    return _Autoscaler(can_grow, bool(report.get("pending_launches") or report.get("pending_nodes")))
+
+
+def _nobody_has(need: Need, nodes: Sequence[_Node], found: _Autoscaler) -> str:
+    there = Counter(map(str, nodes))
+    has = "; ".join(f"{count} with {node}" for node, count in there.items())
+    grows = (
+        "its autoscaler knows no type of node for it, or has as many as it may; see available_node_types and "
+        "max_workers in cluster.yaml, and `ray status`"
+        if found.can_grow
+        else "nothing is added to it: it was started without an autoscaler"
+    )
+    needed = f"{need.key}: {need.count} need {_in_words(need)} each"
+    return f"{needed}. The cluster has {len(nodes)} nodes ({has}), and {grows}"
+
+
+def _in_words(need: Need) -> str:
+    parts = [f"{amount:g} {resource}s ({key})" for resource, (key, amount) in need.each.items() if amount]
+    return " and ".join(parts) + (f" on a node with {shown(need.labels)}" if need.labels else "")
+
+
+def shown(labels: Mapping[str, str]) -> str:
+    """For people: `a=b, c=d`."""
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
+# -- what the stages ask for ------------------------------------------------------------------------------------------
+
+
+def teacher_gpus(config: RunConfig) -> int:
+    """GPUs of one engine: none for a teacher that is named and not asked, as nothing of it is loaded."""
+    return config.teacher.num_gpus if config.asks_teacher else 0
+
+
+def teacher_need(config: RunConfig) -> Need:
+    """The engines that have to be there for a generation to start."""
+    teacher = config.teacher
+    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(teacher_gpus(config)))}
+    is_spread = isinstance(teacher, VllmEngineConfig)
+    return Need("teacher.replicas", teacher.replicas.min, each, teacher.node_labels, is_spread)
+
+
+def engine_resources(config: RunConfig) -> dict[str, Any]:
+    """What one engine actor of the teacher asks Ray for. Raises ConfigError, ClusterError: it will never get it."""
+    require(teacher_need(config))
+    return engine_options(config.teacher, teacher_gpus(config))
+
+
+def engine_options(engine: BaseEngineConfig, num_gpus: int) -> dict[str, Any]:
+    """What one engine actor asks Ray for.
+
+    One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
+    executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`); made anew for each actor,
+    by the function under `ray_remote_args_fn`.
+    """
+    if num_gpus <= 1 or not isinstance(engine, VllmEngineConfig):
+        return {"num_cpus": engine.cpus, "num_gpus": num_gpus, **on_nodes(engine.node_labels)}
+    group = partial(_in_placement_group, num_gpus, engine.cpus, engine.node_labels)
+    return {"num_gpus": 0, "ray_remote_args_fn": group}
+
+
+def on_nodes(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Option of a task or actor that may run on nodes with these labels only."""
+    return {"label_selector": dict(labels)} if labels else {}
+
+
+def gpu_bundles(num_gpus: int, cpus: float) -> list[dict[str, float]]:
+    """Of an engine on several GPUs; the first one has the engine's own CPUs."""
+    return [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
+
+
+def _in_placement_group(num_gpus: int, cpus: float, labels: Mapping[str, str]) -> dict[str, Any]:
+    strategy = PlacementGroupSchedulingStrategy(
+        _group(gpu_bundles(num_gpus, cpus), labels),
+        placement_group_bundle_index=0,
+        placement_group_capture_child_tasks=True,
+    )
+    return {"num_cpus": cpus, "scheduling_strategy": strategy}
+
+
+def _group(bundles: list[dict[str, float]], labels: Mapping[str, str]) -> Any:
+    selector: Any = [dict(labels)] * len(bundles) if labels else None
+    return ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=selector)
+
+
+def default_gpus(model: str) -> int:
+    """GPUs for a student where no key says how many: one if the cluster has any, none for the built-in model."""
+    return int(model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) >= 1)
