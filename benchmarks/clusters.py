@@ -24,6 +24,8 @@ from pathlib import Path
 
 START_S = 300.0
 END_S = 30.0
+# By its class: under its name Ray looks for a file of defaults that the wheel lacks.
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_ID = "f" * 51 + "00000"  # as Ray's pretend provider has it
 
 
@@ -88,12 +90,21 @@ def growing(
     folder: Path, head: Node, types: Mapping[str, Node], *, idle_s: float = 5.0, jobs: bool = False
 ) -> Iterator[Cluster]:
     """A head, and nodes of these types as they are needed; gone when they were idle for so long."""
+    port = _free_port()
     config = {
         "cluster_name": "pretend",
         "max_workers": sum(node.most for node in types.values()),
         "idle_timeout_minutes": idle_s / 60,
         "upscaling_speed": 8.0,
-        "provider": {"type": "fake_multinode", "head_node_id": HEAD_ID, "launch_multiple": True},
+        "provider": {
+            "type": "external",
+            "module": PROVIDER,
+            "head_node_id": HEAD_ID,
+            "gcs_address": f"127.0.0.1:{port}",
+            "launch_multiple": True,
+            "disable_node_updaters": True,  # it starts Ray itself
+            "disable_launch_config_check": True,
+        },
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": head.cpus}, "node_config": {}, "max_workers": 0},
@@ -123,17 +134,18 @@ def growing(
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
-    with _cluster(folder, head, environment, [f"--autoscaling-config={folder / 'types.json'}"], jobs=jobs) as cluster:
+    more = [f"--autoscaling-config={folder / 'types.json'}"]
+    with _cluster(folder, head, environment, more, jobs=jobs, port=port) as cluster:
         yield cluster
 
 
 @contextlib.contextmanager
 def _cluster(
-    folder: Path, head: Node, environment: Mapping[str, str], more: Sequence[str], *, jobs: bool
+    folder: Path, head: Node, environment: Mapping[str, str], more: Sequence[str], *, jobs: bool, port: int = 0
 ) -> Iterator[Cluster]:
     """Its processes end with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(folder, _free_port(), _free_port())
+    cluster = Cluster(folder, port or _free_port(), _free_port())
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.update(token)
     server = [f"--include-dashboard={'true' if jobs else 'false'}", "--dashboard-host=127.0.0.1"]

@@ -252,6 +252,9 @@ class FakeEngineConfig(BaseEngineConfig):
 
     type: Literal["fake"] = "fake"
 
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs that Ray reserves per replica, to try out how a cluster grows. None is used."""
+
     answer: str = "{{ query }}"
     """Jinja template of the answer over `query` (the last user message), `system`, `sample_index`."""
 
@@ -281,6 +284,11 @@ class FakeEngineConfig(BaseEngineConfig):
 
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     """Reject prompts of more words than this as `prompt_too_long`."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs per replica."""
+        return self.gpus
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -12,6 +12,7 @@ Whether a node is busy is not asked: what others use now comes free.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -77,14 +78,35 @@ def require(*needs: Need) -> None:
         ConfigError: this machine has too little of something.
         ClusterError: so has the cluster, and nothing will be added to it.
     """
-    nodes = [_Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
-    free = [_Node(dict(node.resources), node.labels) for node in nodes]
+    nodes, free = _nodes(), _nodes()
     for index, need in enumerate(needs):
         if all(_placed(bundle, need.labels, free) for bundle in need.bundles):
             continue
         if not os.environ.get("RAY_ADDRESS"):
             raise ConfigError(_too_little_here(needs[: index + 1], nodes))
         _ask_for_nodes(need, nodes)
+
+
+def room(need: Need, most: int, beside: Sequence[Need] = ()) -> int:
+    """How many of these actors there will be room for, `most` at most; all of them where nodes can be added.
+
+    Args:
+        need: the actors; how many they are has no meaning here.
+        most: as many as there is work for.
+        beside: others, which are there already.
+    """
+    if os.environ.get("RAY_ADDRESS") and _autoscaler().can_grow:
+        return most
+    free = _nodes()
+    for other in beside:
+        for bundle in other.bundles:
+            _placed(bundle, other.labels, free)
+    one = dataclasses.replace(need, count=1).bundles
+    return next((n for n in range(most) if not all(_placed(bundle, need.labels, free) for bundle in one)), most)
+
+
+def _nodes() -> list[_Node]:
+    return [_Node(dict(node["Resources"]), node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
 
 
 def _placed(bundle: Mapping[str, float], labels: Mapping[str, str], free: Sequence[_Node]) -> bool:
@@ -125,16 +147,17 @@ def _too_little_here(needs: Sequence[Need], nodes: Sequence[_Node]) -> str:
 
 def _ask_for_nodes(need: Need, nodes: Sequence[_Node]) -> None:
     """Ask the cluster's autoscaler, by a placement group; raises ClusterError where nothing comes of it."""
+    before = _autoscaler()
     group = _group(need.bundles, need.labels)
     try:
         until = time.monotonic() + ANSWER_S
         while not group.wait(LOOK_S):
             found = _autoscaler()
-            if found.starts_nodes:
-                say(f"{need.key}: the cluster starts nodes for {_in_words(need)}")
-                return
             if not found.can_grow or group.id.hex() in found.refused or time.monotonic() > until:
                 raise ClusterError(_nobody_has(need, nodes, found))
+            if found.starts_nodes and (not found.rounds or found.rounds > before.rounds + 1):  # it has seen the group
+                say(f"{need.key}: the cluster starts nodes for {_in_words(need)}")
+                return
     finally:
         ray.util.remove_placement_group(group)
 
@@ -143,6 +166,9 @@ def _ask_for_nodes(need: Need, nodes: Sequence[_Node]) -> None:
 class _Autoscaler:
     can_grow: bool
     starts_nodes: bool
+    rounds: int = 0
+    """How often it has looked; 0 where it does not say."""
+
     refused: str = ""
     """Names the placement groups for which it has no node."""
 
@@ -158,7 +184,8 @@ def _autoscaler() -> _Autoscaler:
     second = messages.GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
     if second.autoscaler_state_version:
         refused = " ".join(request.details for request in second.infeasible_gang_resource_requests)
-        return _Autoscaler(True, bool(second.pending_instance_requests or second.pending_instances), refused)
+        starts_nodes = bool(second.pending_instance_requests or second.pending_instances)
+        return _Autoscaler(True, starts_nodes, second.autoscaler_state_version, refused)
     report = json.loads(client.internal_kv_get(b"__autoscaling_status", None) or b"{}").get("autoscaler_report") or {}
     # Without an autoscaler each node is a type of its own, called node_<id>.
     can_grow = not all(str(name).startswith("node_") for name in report.get("active_nodes", {}))

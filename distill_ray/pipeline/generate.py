@@ -28,10 +28,10 @@ import ray.exceptions
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.capacity import engine_resources, room, teacher_need
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
-from distill_ray.pipeline.helpers import start_helpers
+from distill_ray.pipeline.helpers import helper_needs, start_helpers
 from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
@@ -43,9 +43,8 @@ from distill_ray.recipes import RECIPES, make_recipe
 from distill_ray.records import SCHEMA_VERSION
 
 # Keys that change how fast the teacher answers, not what.
-_EXECUTION_KEYS = {"max_concurrency", "max_retries", "replicas", "cpus", "node_labels", "timeout_s", "api_key_env"} | {
-    "latency_s"
-}
+_EXECUTION_KEYS = {"max_concurrency", "max_retries", "timeout_s", "api_key_env", "latency_s"}
+_EXECUTION_KEYS |= {"replicas", "cpus", "gpus", "node_labels"}
 
 # Partitions that one engine works on at once: enough that the tail of one is filled by the next.
 OPEN_PARTITIONS = 4
@@ -198,8 +197,13 @@ def _run_partitions(
             replayed=sum(marker["calls"] + marker["replayed"] for marker in done.values()),
         )
     )
-    replicas = config.teacher.replicas
-    open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // replicas.max)))
+    resources = engine_resources(config)
+    # All engines that there is work and room for are asked for at once, and not one after the other as Ray Data would:
+    # it waits for a pool's first results, hours with a real teacher, before it asks a cluster for more nodes. An engine
+    # goes as soon as nothing is left for it.
+    engines = min(config.teacher.replicas.max, len(todo))
+    engines = max(room(teacher_need(config), engines, helper_needs(config)), min(config.teacher.replicas.min, engines))
+    open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // engines)))
     dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
         PartitionWorker,
         fn_constructor_args=(
@@ -212,12 +216,11 @@ def _run_partitions(
         ),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(replicas.min, len(todo)),
-            max_size=min(replicas.max, len(todo)),
+            size=engines,
             max_tasks_in_flight_per_actor=open_partitions,
             max_concurrent_calls_per_actor=open_partitions,
         ),
-        **engine_resources(config),
+        **resources,
     )
     with _shown(tally, progress):
         try:

@@ -47,25 +47,27 @@ def reward_of(config: RunConfig) -> RewardConfig | None:
     return reward if isinstance(reward, BaseRewardConfig) else None
 
 
+def helper_needs(config: RunConfig) -> list[Need]:
+    """What the reward asks Ray for, beside the teacher."""
+    reward = reward_of(config)
+    if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
+        engine, key = reward.engine, "recipe.reward.engine"
+        return [Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels)]
+    if isinstance(reward, ModelRewardConfig):
+        key = "recipe.reward"
+        return [Need(f"{key}.replicas", reward.replicas, _each(key, reward.cpus, reward.gpus), reward.node_labels)]
+    return []
+
+
 def require_helpers(config: RunConfig) -> None:
-    """Say at once what a Ray of our own can never give to the reward: Ray would wait for it for ever.
+    """Say at once what Ray can never give to the reward: it would wait for it for ever.
 
     Raises:
-        ConfigError: this machine has too little, for the reward alone or beside the teacher.
+        ConfigError, ClusterError: there is too little, for the reward alone or beside the teacher.
     """
-    reward = reward_of(config)
-    if isinstance(reward, JudgeRewardConfig):
-        if reward.engine is None:
-            return
-        engine, key = reward.engine, "recipe.reward.engine"
-        need = Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels)
-    elif isinstance(reward, ModelRewardConfig):
-        key = "recipe.reward"
-        need = Need(f"{key}.replicas", reward.replicas, _each(key, reward.cpus, reward.gpus), reward.node_labels)
-    else:
-        return
-    require(need)
-    require(teacher_need(config), need)
+    needs = helper_needs(config)
+    require(*needs)
+    require(teacher_need(config), *needs)
 
 
 def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
