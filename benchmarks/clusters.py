@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START_S = 300.0
-END_S = 30.0
+END_S = 5.0  # Ray would drain for half a minute
 # By its class: under its name Ray looks for a file of defaults that the wheel lacks.
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_ID = "f" * 51 + "00000"  # as Ray's pretend provider has it
@@ -63,8 +63,10 @@ class Cluster:
 
     def add(self, node: Node) -> subprocess.Popen[bytes]:
         """One more node."""
-        command = ["--address", f"127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1", *node.arguments]
-        worker = _start(command, self.folder / f"worker-{len(self.workers)}.log", {})
+        name = f"worker-{len(self.workers)}"
+        own = [f"--temp-dir={self.folder / name}", *node.arguments]  # as on a machine of its own
+        command = ["--address", f"127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1", *own]
+        worker = _start(command, self.folder / f"{name}.log", {})
         self.workers.append(worker)
         return worker
 
@@ -165,10 +167,22 @@ def _cluster(
 
 def _start(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "start", "--block", "--disable-usage-stats", *arguments]
+    command = [
+        ray,
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={_free_port()}",
+        *arguments,
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **environment}
+            command,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            # A job's `python` is this one.
+            env={**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
     deadline = time.monotonic() + START_S
     while "Ray runtime started" not in log.read_text():

@@ -208,11 +208,11 @@ def test_acceptance_follows_the_judge(
         ),
         (
             {"type": "entities", "model": "demo-names", "replicas": 1000},
-            r"recipe\.reward: 1000 with recipe\.reward\.cpus 1 need 1000 CPUs",
+            r"recipe\.reward\.replicas: 1000 with recipe\.reward\.cpus 1 need 1000 CPUs",
         ),
         (
             {"type": "entities", "model": "demo-names", "cpus": float(os.cpu_count() or 1)},
-            r"teacher beside recipe\.reward: 1 with the CPUs of both",
+            r"recipe\.reward\.replicas: 1 with recipe\.reward\.cpus \d+ beside teacher\.replicas need [\d.]+ CPUs",
         ),
     ],
 )
