@@ -1,0 +1,140 @@
+"""What stages ask of nodes, and what is said where it will never come. Ray is not started: its nodes are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_ray.config import parse_config
+from distill_ray.errors import ClusterError, ConfigError
+from distill_ray.pipeline import capacity
+from distill_ray.pipeline.capacity import Need, engine_options, require, room, teacher_need
+
+HERE = {"ray.io/node-id": "f00"}
+
+
+def node(cpus: float, gpus: float = 0.0, **labels: str) -> dict[str, Any]:
+    return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}, "Labels": {**HERE, **labels}}
+
+
+def need(count: int, cpus: float = 1.0, gpus: float = 0.0, *, key: str = "teacher.replicas", **kwargs: Any) -> Need:
+    return Need(key, count, {"CPU": ("teacher.cpus", cpus), "GPU": ("teacher.gpus", gpus)}, **kwargs)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: found)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return found
+
+
+@pytest.fixture
+def fixed_cluster(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """One without an autoscaler, whose nodes are `nodes`; placement groups stay pending."""
+
+    class Pending:
+        def wait(self, seconds: float) -> bool:
+            return False
+
+    monkeypatch.setenv("RAY_ADDRESS", "there")
+    monkeypatch.setattr(capacity, "_autoscaler", lambda: capacity._Autoscaler(can_grow=False, starts_nodes=False))
+    monkeypatch.setattr(capacity, "_group", lambda bundles, labels: Pending())
+    monkeypatch.setattr(capacity.ray.util, "remove_placement_group", lambda group: None)
+    return nodes
+
+
+def test_what_fits_is_not_talked_about(nodes: list[dict[str, Any]]) -> None:
+    nodes += [node(4, 1), {**node(64, 8), "Alive": False}]
+    require(need(4), need(0, 100), need(1, 0.0, 1.0, key="train.workers"))
+    with pytest.raises(ConfigError):
+        require(need(5))
+
+
+def test_a_machine_with_too_little_is_told_what_and_what_to_lower(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(2))
+    with pytest.raises(ConfigError) as caught:
+        require(need(1, 1.0, 8.0))
+    assert str(caught.value) == (
+        "teacher.replicas: 1 with teacher.gpus 8 need 8 GPUs and this machine has 0; lower teacher.replicas or "
+        "teacher.gpus (0 runs on the CPU)"
+    )
+
+
+def test_what_fits_alone_and_not_together_is_said_so(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(4))
+    reward = Need("recipe.reward.replicas", 2, {"CPU": ("recipe.reward.cpus", 1.5)})
+    require(need(2))
+    require(reward)
+    with pytest.raises(
+        ConfigError, match=r"^recipe.reward.replicas: 2 with recipe.reward.cpus 1.5 beside teacher.replicas"
+    ):
+        require(need(2), reward)
+
+
+def test_a_label_is_nothing_that_one_machine_has(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(64, 8))
+    with pytest.raises(ConfigError, match="asks for a node with stage=teacher, and this machine has no such label"):
+        require(need(1, labels={"stage": "teacher"}))
+
+
+def test_a_node_has_room_or_not_whatever_the_sum_is(fixed_cluster: list[dict[str, Any]]) -> None:
+    fixed_cluster += [node(4, 1, stage="teacher"), node(4, 1, stage="teacher"), node(32)]
+    require(need(2, 4.0, 1.0, labels={"stage": "teacher"}))
+    require(need(1, 1.0, 2.0, spread=True))  # a GPU here and one there
+    with pytest.raises(ClusterError) as caught:
+        require(need(1, 1.0, 2.0))
+    assert str(caught.value) == (
+        "teacher.replicas: 1 need 1 CPUs (teacher.cpus) and 2 GPUs (teacher.gpus) each. The cluster has 3 nodes (2 with "
+        "4 CPUs, 1 GPUs (stage=teacher); 1 with 32 CPUs), and nothing is added to it: it was started without an autoscaler"
+    )
+    with pytest.raises(ClusterError, match="on a node with stage=student"):
+        require(need(1, labels={"stage": "student"}))
+
+
+def test_room_counts_what_is_there_beside_others(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(8))
+    assert room(need(1, 2.0), 10) == 4
+    assert room(need(1, 2.0), 3) == 3
+    assert room(need(1, 2.0), 10, [need(3, 1.0, key="recipe.reward")]) == 2
+
+
+def test_a_cluster_that_grows_has_room_for_all(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert room(need(1, 2.0), 10) == 0
+    monkeypatch.setattr(capacity, "_autoscaler", lambda: capacity._Autoscaler(can_grow=True, starts_nodes=False))
+    assert room(need(1, 2.0), 10) == 10
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 16), st.integers(0, 4)), max_size=5),
+    cpus=st.integers(1, 4),
+    gpus=st.integers(0, 2),
+    most=st.integers(0, 12),
+)
+def test_there_is_room_for_as_many_as_may_be_required_and_for_no_more(
+    sizes: list[tuple[int, int]], cpus: int, gpus: int, most: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capacity.ray, "nodes", lambda: [node(*size) for size in sizes])
+        patch.delenv("RAY_ADDRESS", raising=False)
+        count = room(need(1, cpus, gpus), most)
+        require(need(count, cpus, gpus))
+        assert count <= most
+        if count < most:
+            nodes = capacity._nodes()
+            fits = sum(min(n.resources["CPU"] // cpus, n.resources["GPU"] // gpus if gpus else 99) for n in nodes)
+            assert count == fits
+
+
+def test_an_engine_asks_for_its_labels_on_its_node_and_on_all_of_several() -> None:
+    raw = {"recipe": {"type": "context", "context": {"text": "."}, "query": "q"}, "data": {"source": "x"}}
+    one = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 1, "node_labels": {"stage": "teacher"}}})
+    assert engine_options(one.teacher, 1) == {"num_cpus": 1.0, "num_gpus": 1, "label_selector": {"stage": "teacher"}}
+    four = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 4, "cpus": 2, "replicas": 2}})
+    bundles = teacher_need(four).bundles
+    assert bundles == ([{"GPU": 1.0, "CPU": 2.0}] + [{"GPU": 1.0, "CPU": 1.0}] * 3) * 2
