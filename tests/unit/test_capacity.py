@@ -69,9 +69,7 @@ def test_what_fits_alone_and_not_together_is_said_so(nodes: list[dict[str, Any]]
     reward = Need("recipe.reward.replicas", 2, {"CPU": ("recipe.reward.cpus", 1.5)})
     require(need(2))
     require(reward)
-    with pytest.raises(
-        ConfigError, match=r"^recipe.reward.replicas: 2 with recipe.reward.cpus 1.5 beside teacher.replicas"
-    ):
+    with pytest.raises(ConfigError, match=r"^recipe\.reward\.replicas: 2 .*cpus 1\.5 beside teacher\.replicas"):
         require(need(2), reward)
 
 
@@ -88,8 +86,9 @@ def test_a_node_has_room_or_not_whatever_the_sum_is(fixed_cluster: list[dict[str
     with pytest.raises(ClusterError) as caught:
         require(need(1, 1.0, 2.0))
     assert str(caught.value) == (
-        "teacher.replicas: 1 need 1 CPUs (teacher.cpus) and 2 GPUs (teacher.gpus) each. The cluster has 3 nodes (2 with "
-        "4 CPUs, 1 GPUs (stage=teacher); 1 with 32 CPUs), and nothing is added to it: it was started without an autoscaler"
+        "teacher.replicas: 1 need 1 CPUs (teacher.cpus) and 2 GPUs (teacher.gpus) each. The cluster has 3 nodes (2 "
+        "with 4 CPUs, 1 GPUs (stage=teacher); 1 with 32 CPUs), and nothing is added to it: it was started without an "
+        "autoscaler"
     )
     with pytest.raises(ClusterError, match="on a node with stage=student"):
         require(need(1, labels={"stage": "student"}))
