@@ -175,14 +175,14 @@ def _start(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) 
         f"--dashboard-agent-listen-port={_free_port()}",
         *arguments,
     ]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's `python` is this one
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=output,
             start_new_session=True,
-            # A job's `python` is this one.
-            env={**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**os.environ, **environment, "RAY_raylet_start_wait_time_s": f"{START_S:.0f}", "PATH": path},
         )
     deadline = time.monotonic() + START_S
     while "Ray runtime started" not in log.read_text():
