@@ -28,7 +28,8 @@ flywheel-demo: install
 
 test: install
 	$(BIN)/python -m pytest tests/unit -n auto --dist loadfile
-	$(BIN)/python -m pytest tests/integration tests/gpu --durations=30
+	# Two at once: most of their time is waiting, for a process to start or to be missed.
+	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist loadfile --durations=30
 
 testall: install
 	$(BIN)/python -m pytest tests --durations=30 -m "slow or not slow"

@@ -38,10 +38,14 @@ def short_folder() -> Iterator[Path]:
 
 
 def submit(
-    cluster: Cluster, job: str, *arguments: str, wait: bool = True, ships: bool = True
+    cluster: Cluster, job: str, *arguments: str, named: str | None = None, ships: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """As the docstrings in jobs/ say. Pretend nodes share a disk, on which each would unpack what is shipped anew."""
-    command = [RAY, "job", "submit", "--address", cluster.job_server, *([] if wait else ["--no-wait"])]
+    """As the docstrings in jobs/ say; one with a name is not waited for.
+
+    Pretend nodes share a disk, on which each would unpack what is shipped anew.
+    """
+    command = [RAY, "job", "submit", "--address", cluster.job_server]
+    command += ["--no-wait", "--submission-id", named] if named is not None else []
     command += ["--runtime-env", "jobs/runtime_env.yaml"] if ships else []
     command += ["--", "python", f"jobs/{job}.py" if ships else str(ROOT / "jobs" / f"{job}.py"), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
@@ -239,21 +243,27 @@ def test_the_service_and_the_flywheel_are_jobs_too(two_nodes: Cluster, tmp_path:
         "router": {"replicas": 2, "cpus": 1.5},
     }
     config = write_config(tmp_path / "config.json", name="jobs", teacher={"type": "fake", "cpus": 0.1}, serve=serve)
-    started = submit(two_nodes, "serve", str(config), wait=False)
+    started = submit(two_nodes, "serve", str(config), named="house")
     assert started.returncode == 0, said(started)
-    [job] = {word.strip("'") for word in said(started).split() if word.strip("'").startswith("raysubmit_")}
     url = f"http://127.0.0.1:{port}"
     try:
         body = {"messages": [{"role": "user", "content": "hello"}]}
-        until(lambda: httpx.get(f"{url}/status.json", timeout=60).json()["num_routers"] == 2)  # one on each node
+        until(lambda: status(url)["num_routers"] == 2)  # one on each node
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["choices"][0]["message"]["content"] == "hello"
-        until(lambda: httpx.get(f"{url}/status.json", timeout=60).json()["figures"]["spool_bytes"] == 0)
+        until(lambda: status(url)["figures"]["spool_bytes"] == 0)
         cycle = submit(two_nodes, "flywheel", str(config))
         assert cycle.returncode == 0, said(cycle)
-        assert "too few" in said(cycle)
+        snapshot = json.loads((tmp_path / "service" / "cycles" / "0001" / "snapshot.json").read_text())
+        assert (snapshot["outcome"], snapshot["new_pairs"]) == ("too_few", 1)  # what the service's job collected
     finally:
-        subprocess.run([RAY, "job", "stop", "--address", two_nodes.job_server, job], capture_output=True, check=True)
+        subprocess.run(
+            [RAY, "job", "stop", "--address", two_nodes.job_server, "house"], capture_output=True, check=True
+        )
+
+
+def status(url: str) -> dict[str, Any]:
+    return httpx.get(f"{url}/status.json", timeout=60).raise_for_status().json()
 
 
 # -- a node that dies ------------------------------------------------------------------------------------------------
