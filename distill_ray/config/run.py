@@ -19,6 +19,7 @@ from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineC
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.flywheel import FlywheelConfig
 from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.plan import PlanConfig
 from distill_ray.config.recipe import (
     ContextRecipeConfig,
     RecipeConfig,
@@ -67,6 +68,9 @@ class RunConfig(Config):
 
     flywheel: FlywheelConfig = FlywheelConfig()
     """From collected pairs to the next student."""
+
+    plan: PlanConfig = PlanConfig()
+    """What is known of GPUs, prices and speeds before anything is rented."""
 
     @model_validator(mode="after")
     def _engine_can_do_what_is_asked(self) -> RunConfig:
