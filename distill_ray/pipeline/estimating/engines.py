@@ -114,7 +114,7 @@ def planned_engine(
     start = best(
         f"{key}: seconds until a replica answers",
         estimated=ENGINE_START_S if engine.num_gpus else CPU_ENGINE_START_S,
-        how="loading, compiling, CUDA graphs (ENGINE_START_S)",
+        how="loading, compiling, CUDA graphs (ENGINE_START_S)" if engine.num_gpus else "loading (CPU_ENGINE_START_S)",
         key="",
         measured=measured.engine_start_s,
         measured_in=measured.where,

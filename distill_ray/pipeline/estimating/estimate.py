@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,39 +13,20 @@ from distill_ray.pipeline.estimating.calls import Ask, Learnt, Lengths, asks, le
 from distill_ray.pipeline.estimating.engines import Planned, planned_engine
 from distill_ray.pipeline.estimating.figures import Figure, best
 from distill_ray.pipeline.estimating.fits import Fit
-from distill_ray.pipeline.estimating.hardware import gpu_of
 from distill_ray.pipeline.estimating.measured import Measured, measure
-from distill_ray.pipeline.estimating.training import PlannedTraining, planned_training, student_gpus
+from distill_ray.pipeline.estimating.stages import (
+    Cost,
+    Stage,
+    evaluation_stage,
+    generation_stage,
+    rewards_stage,
+    total,
+    training_stage,
+)
+from distill_ray.pipeline.estimating.training import planned_training, student_gpus
 from distill_ray.pipeline.estimating.workload import Workload, workload
 from distill_ray.pipeline.evaluate import student_engine
 from distill_ray.pipeline.folder import RunFolder
-
-HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of a stage with so many replicas. None: it does not fit, or nobody says."""
-
-    replicas: int
-    wall_s: float | None
-    gpu_hours: float | None
-    money: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage, all epochs of it. What is rented counts from when its replicas start until the stage ends."""
-
-    name: str
-    rows: float
-    calls: float
-    prompt_tokens: float
-    completion_tokens: float
-    gpus_per_replica: int
-    gpu: str
-    at_min: Cost
-    at_max: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +49,13 @@ class Estimate:
         return all(fit.fits for fit in self.fits)
 
     @property
-    def total(self) -> tuple[Cost, Cost]:
+    def totals(self) -> tuple[Cost, Cost]:
         """With as few and with as many replicas as the config allows. Rewards run beside the generation."""
-        return _sum(s.at_min for s in self.stages), _sum(s.at_max for s in self.stages)
+        return total(s.at_min for s in self.stages), total(s.at_max for s in self.stages)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the totals."""
-        at_min, at_max = map(dataclasses.asdict, self.total)
+        at_min, at_max = map(dataclasses.asdict, self.totals)
         fits = [{**dataclasses.asdict(fit), "needed": fit.needed, "fits": fit.fits} for fit in self.fits]
         return {**dataclasses.asdict(self), "fits": fits, "total": {"at_min": at_min, "at_max": at_max}}
 
@@ -109,8 +89,8 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
     training = planned_training(config, each, train_rows, work.splits.get("validation", 0), longest, measured)
     evaluation = _evaluation(config, work, each)
     engines = [engine for engine in (teacher, judge) if engine is not None]
-    stages = [_generation(config, work, engines), *_rewards(config, work, engines, judge)]
-    stages += [_training(config, train_rows, training), *_evaluated(evaluation, work)]
+    stages = [generation_stage(config, work, engines), *rewards_stage(config, work, engines, judge)]
+    stages += [training_stage(config, train_rows, training), *evaluation_stage(evaluation, work)]
     planned = [*engines, *([evaluation] if evaluation is not None else [])]
     return Estimate(
         name=config.name,
@@ -123,21 +103,6 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
         figures=[*figures, *(figure for engine in planned for figure in engine.figures), *training.figures],
         notes=[*work.notes, *measured.notes, *_warnings(config, stages, engines, longest)],
     )
-
-
-def _sum(costs: Iterable[Cost]) -> Cost:
-    costs = list(costs)
-    return Cost(
-        0,
-        _total(cost.wall_s for cost in costs),
-        _total(cost.gpu_hours for cost in costs),
-        _total(cost.money for cost in costs),
-    )
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -190,7 +155,7 @@ def _teacher(
     grown = round(max((a.prompt for a in asked if a.role == "teacher"), default=0) - work.prompt)  # by later turns
     prompts = float(work.prompts)
     if isinstance(config.data, SynthesizeDataConfig):  # writing a query is a call like an answer, of several queries
-        calls = config.data.calls_needed / max(1, work.prompts)
+        calls = config.data.calls_needed * work.rows_in / config.data.count / max(1, work.prompts)
         asked = [*asked, Ask("query", "teacher", calls, 1, lengths.prompt, lengths.prompt, lengths.completion)]
     return planned_engine(
         config.teacher,
@@ -251,87 +216,7 @@ def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | No
     )
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
-
-
-def _cost(replicas: int, gpus: int, wall_s: float | None, price: float, paid: float | None) -> Cost:
-    if wall_s is None:
-        return Cost(replicas, None, None, None)
-    hours = replicas * gpus * wall_s / HOUR
-    return Cost(replicas, wall_s, hours, None if paid is None else hours * price + paid)
-
-
-def _wall(config: RunConfig, engines: list[Planned], replicas: int) -> float | None:
-    """Of the generation: the slower one of teacher and judge says how long both are rented."""
-    walls: list[float] = []
-    for number, engine in enumerate(engines):
-        if engine.seconds is None:
-            return None
-        many = replicas if number == 0 and config.asks_teacher else 1
-        walls.append(engine.start_s + engine.seconds / many)
-    return max(walls, default=0.0)
-
-
-def _generation(config: RunConfig, work: Workload, engines: list[Planned]) -> Stage:
-    teacher = engines[0] if config.asks_teacher else None
-    replicas = config.teacher.replicas
-    gpus, price = (teacher.num_gpus, teacher.price_per_gpu_hour) if teacher else (0, 0.0)
-
-    def cost(many: int) -> Cost:
-        return _cost(many, gpus, _wall(config, engines, many), price, teacher.money if teacher else 0.0)
-
-    load = teacher.load if teacher else None
-    return Stage(
-        name="generate",
-        rows=work.usable,
-        calls=load.answers if load else 0.0,
-        prompt_tokens=load.prompt if load else 0.0,
-        completion_tokens=load.completion if load else 0.0,
-        gpus_per_replica=gpus,
-        gpu=teacher.gpu if teacher else "",
-        at_min=cost(replicas.min),
-        at_max=cost(replicas.max),
-    )
-
-
-def _rewards(config: RunConfig, work: Workload, engines: list[Planned], judge: Planned | None) -> list[Stage]:
-    """What stands beside the teacher as long as the generation takes: a judge or reward models of their own."""
-    reward = getattr(config.recipe, "reward", None)
-    if isinstance(reward, ModelRewardConfig):
-        gpu = gpu_of(config.plan.judge, key="plan.judge") if reward.gpus else None
-        many, gpus, name = reward.replicas, reward.gpus, gpu.name if gpu else "CPU"
-        price, paid = gpu.price_per_hour if gpu else 0.0, 0.0
-        calls, prompt, completion = 2.0 * work.prompts * config.teacher.sampling.n, 0.0, 0.0
-    elif judge is not None:
-        many, gpus, name = 1, judge.num_gpus, judge.gpu
-        price, paid = judge.price_per_gpu_hour, judge.money
-        calls, prompt, completion = judge.load.answers, judge.load.prompt, judge.load.completion
-    else:
-        return []
-
-    def cost(replicas: int) -> Cost:
-        beside = _cost(many, gpus, _wall(config, engines, replicas), price, paid)
-        return dataclasses.replace(beside, wall_s=None if beside.wall_s is None else 0.0)
-
-    at_min, at_max = cost(config.teacher.replicas.min), cost(config.teacher.replicas.max)
-    return [Stage("rewards", work.usable, calls, prompt, completion, gpus, name, at_min, at_max)]
-
-
-def _training(config: RunConfig, rows: int, training: PlannedTraining) -> Stage:
-    workers, gpus = config.train.workers, training.gpus_per_worker
-    cost = _cost(workers, gpus, training.seconds, training.price_per_gpu_hour, 0.0)
-    return Stage("train", rows, 0.0, training.prompt_tokens, training.completion_tokens, gpus, training.gpu, cost, cost)
-
-
-def _evaluated(evaluation: Planned | None, work: Workload) -> list[Stage]:
-    """The student is loaded twice, before and after."""
-    if evaluation is None:
-        return []
-    load, gpus = evaluation.load, evaluation.num_gpus
-    wall = None if evaluation.seconds is None else evaluation.seconds + 2 * evaluation.start_s
-    cost = _cost(1, gpus, wall, evaluation.price_per_gpu_hour, evaluation.money)
-    rows = work.splits["test"]
-    return [Stage("evaluate", rows, load.answers, load.prompt, load.completion, gpus, evaluation.gpu, cost, cost)]
+# -- what to look at -------------------------------------------------------------------------------------------------
 
 
 def _warnings(config: RunConfig, stages: list[Stage], engines: list[Planned], longest: int) -> list[str]:
@@ -345,6 +230,10 @@ def _warnings(config: RunConfig, stages: list[Stage], engines: list[Planned], lo
             f"train.max_length: the longest sampled example has about {longest:,} tokens, and more than "
             f"{config.train.longest_example:,} are not trained on (too_long_to_train)"
         )
+    if isinstance(getattr(config.recipe, "reward", None), ModelRewardConfig):
+        found.append("recipe.reward: its model is taken to fit, and to keep up with the teacher")
+    if len(engines) > 1 and stages[0].at_max.wall_s == stages[0].at_min.wall_s:
+        found.append("recipe.reward.engine: the judge is slower than the teacher, whose replicas wait for it")
     if any(engine.money is None for engine in engines):
         found.append(
             "an API's price is not given: set price_per_million_prompt_tokens and price_per_million_completion_tokens "

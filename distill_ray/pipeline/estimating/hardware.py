@@ -1,8 +1,8 @@
 """The table of GPUs, and the numbers of a config in its place.
 
 Memory is what `torch.cuda.mem_get_info` calls total, which is below the name's number. Dense bf16 peaks (without
-sparsity) and bandwidths are of NVIDIA's data sheets (SXM where there are several). Prices are guesses at what large clouds list per GPU
-and hour on demand, in US dollars: they differ by a factor of three between sellers, so give your own.
+sparsity) and bandwidths are of NVIDIA's data sheets (SXM where there are several). Prices are guesses at what large
+clouds list per GPU and hour on demand, in US dollars: sellers differ by a factor of three, so give your own.
 """
 
 from __future__ import annotations

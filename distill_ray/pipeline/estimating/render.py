@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_ray.errors import ConfigError
-from distill_ray.pipeline.estimating.estimate import Cost, Estimate, Stage
+from distill_ray.pipeline.estimating.estimate import Estimate
 from distill_ray.pipeline.estimating.figures import Figure
 from distill_ray.pipeline.estimating.fits import Fit
 from distill_ray.pipeline.estimating.hardware import GIB
+from distill_ray.pipeline.estimating.stages import Cost, Stage
 from distill_ray.pipeline.progress import duration
 
 NOTHING = "-"
@@ -49,7 +50,7 @@ def write_json(found: Estimate, path: Path) -> None:
 
 def _stages(found: Estimate) -> Table:
     """Stages side by side, so that 80 columns are enough."""
-    at_min, at_max = found.total
+    at_min, at_max = found.totals
     table = Table(title="stages", title_justify="left")
     table.add_column("")
     for stage in found.stages:

@@ -139,7 +139,7 @@ def _stored_bytes(section: Any, key: str) -> int | None:
     if folder.is_dir():
         index: Path | None = folder / INDEX
     else:
-        from transformers.utils import cached_file  # a small file, from the hub or its cache
+        from transformers.utils.hub import cached_file  # a small file, from the hub or its cache
 
         found = cached_file(
             section.model,

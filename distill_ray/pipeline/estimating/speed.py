@@ -1,8 +1,8 @@
 """Tokens per second of what fits, from peaks that are never reached: each constant says which share of one is taken.
 
-A token costs 2 FLOPs per parameter forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); attention
-over the sequence itself is left out, as it is small up to some thousand tokens. A step of decoding reads all weights and
-the keys and values of every sequence once.
+A token costs 2 FLOPs per parameter forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1);
+attention over the sequence itself is left out, as it is small up to some thousand tokens. A step of decoding reads all
+weights, and the keys and values of every sequence, once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def on_gpus(setup: EngineSetup, tokens: float, shared: float) -> Speed:
         flops / (2 * setup.size.active_parameters),
         at_once / max(by_memory, by_compute),
         f"{PREFILL_UTILISATION:g} of the bf16 peak (PREFILL_UTILISATION); the prefix cache costs nothing",
-        f"{DECODE_BANDWIDTH:g} of the bandwidth (DECODE_BANDWIDTH), {at_once} sequences of {tokens:,.0f} tokens at once",
+        f"{DECODE_BANDWIDTH:g} of the bandwidth (DECODE_BANDWIDTH), {at_once} requests of {tokens:,.0f} tokens at once",
     )
 
 

@@ -79,7 +79,11 @@ def planned_training(
             setup.gpu.name,
             setup.gpu.price_per_hour,
         )
-        rented = [price("train", setup.gpu, "plan.student")]
+        how_long = "workers, weights, optimizer states (TRAINING_START_S)"
+        rented = [
+            Figure("train: seconds until the first step", TRAINING_START_S, "estimated", how_long),
+            price("train", setup.gpu, "plan.student"),
+        ]
     else:
         speed = of_training_on_cpus(size, train.cpus_per_worker, lora=lora, gradient_checkpointing=checkpointing)
         how = f"{CPU_FLOPS:.0e} operations per second and core (CPU_FLOPS): a rough guess"
@@ -102,9 +106,7 @@ def planned_training(
     validations = tokens / (train.validate_every * step_tokens if train.validate_every else max(1.0, per_epoch))
     validated = validations * validation_rows * each.examples * per_example
     work = tokens + validated * forward_share(lora=lora, gradient_checkpointing=checkpointing)
-    how = "workers, weights, optimizer states (TRAINING_START_S)"
-    start = Figure("train: seconds until the first step", TRAINING_START_S if num_gpus else 0.0, "estimated", how)
-    seconds = work / figure.value / train.workers + start.value
+    seconds = work / figure.value / train.workers + (TRAINING_START_S if num_gpus else 0.0)
     return PlannedTraining(
         prompt_tokens=tokens * each.prompt / max(1.0, per_example),
         completion_tokens=tokens * each.completion / max(1.0, per_example),
@@ -113,7 +115,7 @@ def planned_training(
         price_per_gpu_hour=price_per_hour,
         seconds=seconds if fit.fits else None,
         fit=fit,
-        figures=[figure, start, *rented] if fit.fits else [],
+        figures=[figure, *rented] if fit.fits else [],
     )
 
 

@@ -6,12 +6,12 @@ every k-th usable row -> teacher's and student's prompts -> mean, longest, what 
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from distill_ray.config import (
@@ -39,7 +39,7 @@ from distill_ray.records import Message, Row, row_from_record
 CHARACTERS_PER_TOKEN = 4  # of English text
 LABEL_TOKENS = 8.0  # of a label that no column has
 
-TokensOf = Callable[[Sequence[Message]], Sequence[Any]]
+TokensOf = Callable[[Sequence[Message]], Any]  # -> something that is as long as its tokens are many
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +192,15 @@ def _rendered(render: Callable[[Row], list[Message]], rows: Sequence[Row]) -> li
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _shared(engine: BaseEngineConfig, prompts: Sequence[Sequence[Any]]) -> int:
+def _shared(engine: BaseEngineConfig, prompts: Sequence[list[int]]) -> int:
     """Whole blocks that all prompts begin with, where the engine keeps them (vLLM does unless it is told not to)."""
     if not isinstance(engine, VllmEngineConfig) or engine.engine_kwargs.get("enable_prefix_caching") is False:
         return 0
     if len(prompts) < 2:
         return 0
-    return len(commonprefix(list(prompts))) // BLOCK * BLOCK
+    first, last = min(prompts), max(prompts)  # what these two share, all between them share
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return sum(1 for _ in same) // BLOCK * BLOCK
 
 
 def _requests(config: RunConfig) -> tuple[str, str]:
@@ -224,7 +226,7 @@ def _judge_prompt(config: RunConfig, sample: Sequence[Row], teacher: TokensOf, n
 
 def _labels(config: RunConfig, sample: Sequence[Row]) -> list[str]:
     column = getattr(config.recipe, "label_column", None)
-    return [str(row.columns[column]) for row in sample if row.columns.get(column) is not None]
+    return [] if column is None else [str(row.columns[column]) for row in sample if row.columns.get(column) is not None]
 
 
 def _answers(config: RunConfig, sample: Sequence[Row]) -> list[str]:
@@ -235,7 +237,7 @@ def _answers(config: RunConfig, sample: Sequence[Row]) -> list[str]:
         column = recipe.rationale_column
     elif isinstance(recipe, SelfCritiqueRecipeConfig) and recipe.chains is not None:
         column = recipe.chains.revision
-    return [str(row.columns[column]) for row in sample if column is not None and row.columns.get(column)]
+    return [] if column is None else [str(row.columns[column]) for row in sample if row.columns.get(column)]
 
 
 def _user(text: str) -> Message:
