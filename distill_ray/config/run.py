@@ -312,7 +312,7 @@ def _explain(detail: ErrorDetails) -> str:
     # Behind their name pydantic puts the variant's.
     unions = {"data", "recipe", "reward", "teacher", "engine", "loss", "trainer"}
     before = ["", *map(str, detail["loc"])]
-    if before[1] == "plan":  # its `teacher` has no variants
+    if before[1:2] == ["plan"]:  # its `teacher` has no variants
         unions = set()
     if before[1:3] == ["serve", "student"] or before[1:3] == ["calibrate", "judge"]:
         del before[3:4]  # engines too, and the `student` of the top level is none
