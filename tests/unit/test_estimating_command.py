@@ -195,6 +195,28 @@ def test_a_teacher_without_a_model_here_needs_no_gpu(big: dict[str, Any], teache
     assert any("price is not given" in note for note in found.notes) == is_api
 
 
+def test_an_encoder_decoder_can_be_planned(big: dict[str, Any], tiny_t5: Path) -> None:
+    found = estimate(changed(big, student={"model": str(tiny_t5)}, evaluate={"engine": "hf"}))
+    assert found.stages[-2].name == "train"
+    assert found.stages[-2].at_max.money
+    assert [fit.fits for fit in found.fits] == [True, True, True]
+
+
+@pytest.mark.parametrize("speed", [1.0, 1e6])
+def test_a_judge_that_is_slower_than_the_teacher_is_said(big: dict[str, Any], speed: float) -> None:
+    engine = {"type": "openai", "model": "judge"}
+    recipe = {"type": "self_critique", "reward": {"type": "judge", "engine": engine}}
+    prices = {"price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
+    judge = {**prices, "completion_tokens_per_second": speed}
+    found = estimate(parse_config({**big, "recipe": recipe, "plan": {"judge": judge}}))
+    assert [stage.name for stage in found.stages] == ["generate", "rewards", "train", "evaluate"]
+    rewards = found.stages[1]
+    assert rewards.calls == 2 * ROWS
+    assert rewards.at_max.money == pytest.approx((rewards.prompt_tokens + rewards.completion_tokens) / 1e6)
+    assert any("slower than the teacher" in note for note in found.notes) == (speed == 1)
+    assert (found.stages[0].at_max.wall_s == found.stages[0].at_min.wall_s) == (speed == 1)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5, deadline=None)
 @given(few=st.integers(1, ROWS), more=st.integers(1, ROWS), samples=st.integers(1, 4))
 def test_more_rows_and_samples_never_cost_less(big: dict[str, Any], few: int, more: int, samples: int) -> None:

@@ -11,8 +11,9 @@ from distill_ray.config import ModelRewardConfig, RunConfig, SynthesizeDataConfi
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.pipeline.estimating.calls import Ask, Learnt, Lengths, asks, learnt
 from distill_ray.pipeline.estimating.engines import Planned, planned_engine
-from distill_ray.pipeline.estimating.figures import Figure, best
+from distill_ray.pipeline.estimating.figures import Figure, best, price
 from distill_ray.pipeline.estimating.fits import Fit
+from distill_ray.pipeline.estimating.hardware import gpu_of
 from distill_ray.pipeline.estimating.measured import Measured, measure
 from distill_ray.pipeline.estimating.stages import (
     Cost,
@@ -76,8 +77,6 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
         work = workload(config, RunFolder(scratch), limit)
     lengths, figures = _lengths(config, work, measured)
     each = _learnt(config, work, lengths, measured)
-    if getattr(config.recipe, "parse", None) is not None and measured.example_tokens is None:
-        work.notes.append("recipe.parse: the student is taken to learn whole answers; it learns a part, in less time")
     asked = asks(config, lengths)
     teacher = _teacher(config, work, lengths, asked, measured)
     judge = _judge(config, work, lengths, asked, measured)
@@ -100,8 +99,13 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
         sampled=work.sampled,
         stages=stages,
         fits=[*(engine.fit for engine in planned if engine.fit is not None), training.fit],
-        figures=[*figures, *(figure for engine in planned for figure in engine.figures), *training.figures],
-        notes=[*work.notes, *measured.notes, *_warnings(config, stages, engines, longest)],
+        figures=[
+            *figures,
+            *_reward_price(config),
+            *(figure for engine in planned for figure in engine.figures),
+            *training.figures,
+        ],
+        notes=[*work.notes, *measured.notes, *_warnings(config, stages, engines, longest, measured)],
     )
 
 
@@ -216,12 +220,23 @@ def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | No
     )
 
 
+def _reward_price(config: RunConfig) -> list[Figure]:
+    reward = getattr(config.recipe, "reward", None)
+    if not isinstance(reward, ModelRewardConfig) or not reward.gpus:
+        return []
+    return [price("recipe.reward", gpu_of(config.plan.judge, key="plan.judge"), "plan.judge")]
+
+
 # -- what to look at -------------------------------------------------------------------------------------------------
 
 
-def _warnings(config: RunConfig, stages: list[Stage], engines: list[Planned], longest: int) -> list[str]:
+def _warnings(
+    config: RunConfig, stages: list[Stage], engines: list[Planned], longest: int, measured: Measured
+) -> list[str]:
     """What the figures mean for keys of the config, and which prices are missing."""
     found: list[str] = []
+    if getattr(config.recipe, "parse", None) is not None and measured.example_tokens is None:
+        found.append("recipe.parse: the student is taken to learn whole answers; it learns a part, in less time")
     tokens, budget = sum(s.prompt_tokens + s.completion_tokens for s in stages[:1]), config.generate.max_teacher_tokens
     if budget is not None and tokens > budget:
         found.append(f"generate.max_teacher_tokens: {budget:,} is less than the {tokens:,.0f} that the teacher needs")
@@ -232,7 +247,7 @@ def _warnings(config: RunConfig, stages: list[Stage], engines: list[Planned], lo
         )
     if isinstance(getattr(config.recipe, "reward", None), ModelRewardConfig):
         found.append("recipe.reward: its model is taken to fit, and to keep up with the teacher")
-    if len(engines) > 1 and stages[0].at_max.wall_s == stages[0].at_min.wall_s:
+    if _judge_is_slower(config, engines):
         found.append("recipe.reward.engine: the judge is slower than the teacher, whose replicas wait for it")
     if any(engine.money is None for engine in engines):
         found.append(
@@ -240,3 +255,10 @@ def _warnings(config: RunConfig, stages: list[Stage], engines: list[Planned], lo
             "in plan.teacher (or plan.judge)"
         )
     return found
+
+
+def _judge_is_slower(config: RunConfig, engines: list[Planned]) -> bool:
+    if len(engines) < 2:
+        return False
+    teacher, judge = (engine.seconds for engine in engines)
+    return teacher is not None and judge is not None and judge > teacher / config.teacher.replicas.max
