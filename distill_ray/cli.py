@@ -255,6 +255,36 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    limit: Limit = None,
+    run_dir: Annotated[
+        str | None, typer.Option("--run-dir", help="Folder of a trial with this config: its figures come first.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Before anything is rented: rows, tokens, GPU-hours and money of each stage, and whether the models fit.
+
+    Nothing is asked of a teacher, and no Ray or GPU is needed. Exit status 2: something does not fit.
+
+    Example: `distill-ray plan config.yaml --set plan.teacher.gpu=H100`
+    """
+    loaded = load_config(config, overrides or [])
+    from distill_ray.pipeline.estimating.estimate import estimate
+    from distill_ray.pipeline.estimating.render import show, write_json
+
+    found = estimate(loaded, limit=limit, run=_existing(run_dir) if run_dir is not None else None)
+    show(found, console)
+    if json_file is not None:
+        write_json(found, json_file)
+        console.print(f"wrote: {json_file}", markup=False)
+    if not found.all_fits:
+        raise typer.Exit(ConfigError.exit_code)
+    _say_next("check", str(config), *_sets(overrides))
+
+
+@app.command()
 def preview(
     config: ConfigPath,
     num: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 5,

@@ -19,6 +19,7 @@ from distill_ray.config.engine import (
 )
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.plan import HardwareConfig, PlanConfig, PlannedEngineConfig, PlannedTrainingConfig
 from distill_ray.config.recipe import (
     AcceptConfig,
     BaseRecipeConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "FilePath",
     "FilesDataConfig",
     "GenerateConfig",
+    "HardwareConfig",
     "HfEngineConfig",
     "LoraConfig",
     "ModelRewardConfig",
@@ -60,6 +62,9 @@ __all__ = [
     "OpenAIEngineConfig",
     "ParseConfig",
     "Pattern",
+    "PlanConfig",
+    "PlannedEngineConfig",
+    "PlannedTrainingConfig",
     "RecipeConfig",
     "Replicas",
     "RewardConfig",

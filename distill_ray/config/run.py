@@ -19,6 +19,7 @@ from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineC
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.flywheel import FlywheelConfig
 from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.plan import PlanConfig
 from distill_ray.config.recipe import (
     ContextRecipeConfig,
     RecipeConfig,
@@ -67,6 +68,9 @@ class RunConfig(Config):
 
     flywheel: FlywheelConfig = FlywheelConfig()
     """From collected pairs to the next student."""
+
+    plan: PlanConfig = PlanConfig()
+    """What is known of GPUs, prices and speeds before anything is rented."""
 
     @model_validator(mode="after")
     def _engine_can_do_what_is_asked(self) -> RunConfig:
@@ -308,6 +312,8 @@ def _explain(detail: ErrorDetails) -> str:
     # Behind their name pydantic puts the variant's.
     unions = {"data", "recipe", "reward", "teacher", "engine", "loss", "trainer"}
     before = ["", *map(str, detail["loc"])]
+    if before[1:2] == ["plan"]:  # its `teacher` has no variants
+        unions = set()
     if before[1:3] == ["serve", "student"] or before[1:3] == ["calibrate", "judge"]:
         del before[3:4]  # engines too, and the `student` of the top level is none
     parts = [part for previous, part in itertools.pairwise(before) if previous not in unions and part[:1] != "<"]

@@ -309,6 +309,7 @@ def _write_manifest(config: RunConfig, folder: RunFolder, generation: Generation
     manifest["recipe_figures"] = recipe_figures(config, folder)
     if state:  # a rerun that finds everything done keeps the seconds of the run that did the work
         seconds = {"engine_start": state["engine_start_s"], "generate_work": state["work_s"]}
+        manifest["engines"] = state["engines"]  # restarts counted in: `plan` reckons with a speed per engine
         manifest["seconds"] = {**manifest.get("seconds", {}), "generate": generation.seconds, **seconds}
     folder.write_json(manifest, "manifest.json")
 

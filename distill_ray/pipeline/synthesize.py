@@ -104,9 +104,13 @@ def with_queries(config: RunConfig, folder: RunFolder, limit: int | None = None)
         folder.write_bytes(rows.encode(), "queries", "queries.jsonl")
         folder.write_json({"fingerprint": fingerprint, **written.figures()}, "queries", "state.json")
         folder.update_manifest({"queries": written.figures()})
+    return config.model_copy(update={"data": as_files(data, folder.url("queries", "queries.jsonl"))})
+
+
+def as_files(data: SynthesizeDataConfig, source: str) -> FilesDataConfig:
+    """`data:` for queries that are written, in the file `source`."""
     rest = {name: getattr(data, name) for name in FilesDataConfig.model_fields if name in type(data).model_fields}
-    rest |= {"type": "files", "source": folder.url("queries", "queries.jsonl"), "layout": "columns", "role": None}
-    return config.model_copy(update={"data": FilesDataConfig(**rest)})
+    return FilesDataConfig(**rest | {"type": "files", "source": source, "layout": "columns", "role": None})
 
 
 def _fingerprint(config: RunConfig, requests: Requests, count: int) -> str:

@@ -1,0 +1,248 @@
+"""One engine in the plan: where it runs, whether it fits, how fast it is, what it is paid for.
+
+An engine is a teacher, a judge of its own, or what answers for the student when it is evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from distill_ray.config import (
+    BaseEngineConfig,
+    FakeEngineConfig,
+    HardwareConfig,
+    HfEngineConfig,
+    OpenAIEngineConfig,
+    PlannedEngineConfig,
+    VllmEngineConfig,
+)
+from distill_ray.pipeline.estimating.calls import Ask
+from distill_ray.pipeline.estimating.figures import Figure, best, price
+from distill_ray.pipeline.estimating.fits import Fit, engine_fit, on_cpu
+from distill_ray.pipeline.estimating.hardware import gpu_of
+from distill_ray.pipeline.estimating.measured import Measured
+from distill_ray.pipeline.estimating.memory import MAX_NUM_SEQS, EngineSetup
+from distill_ray.pipeline.estimating.sizes import DTYPE_BYTES, ModelSize, model_size
+from distill_ray.pipeline.estimating.speed import Speed, of_api, on_cpus, on_gpus
+
+UTILISATION = 0.9  # vLLM's default gpu_memory_utilization
+ENGINE_START_S = 180.0
+"""Until an engine answers: loading, compiling, CUDA graphs. Large models and cold disks take longer."""
+
+CPU_ENGINE_START_S = 10.0
+"""Without compiling; about what the demo takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Tokens of all requests to one engine."""
+
+    requests: float
+    answers: float
+    prompt: float
+    fresh: float
+    completion: float
+
+
+def load_of(asks: list[Ask], role: str, prompts: float) -> Load:
+    """What a role is asked over so many different prompts."""
+    mine = [ask for ask in asks if ask.role == role]
+    return Load(
+        requests=prompts * sum(a.requests for a in mine),
+        answers=prompts * sum(a.requests * a.answers for a in mine),
+        prompt=prompts * sum(a.requests * a.prompt for a in mine),
+        fresh=prompts * sum(a.requests * a.fresh for a in mine),
+        completion=prompts * sum(a.requests * a.answers * a.completion for a in mine),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One engine with its load."""
+
+    load: Load
+    gpu: str
+    num_gpus: int
+    price_per_gpu_hour: float
+    seconds: float | None
+    """Of one replica, for all of the load. None: it does not fit."""
+
+    start_s: float
+    money: float | None
+    """That is paid by the token; None: nobody says how much."""
+
+    fit: Fit | None
+    figures: list[Figure]
+
+
+def planned_engine(
+    engine: BaseEngineConfig,
+    plan: HardwareConfig,
+    asks: list[Ask],
+    *,
+    role: str,
+    prompts: float,
+    longest: int,
+    shared: int,
+    key: str,
+    plan_key: str,
+    measured: Measured,
+) -> Planned:
+    """Reckon with one engine.
+
+    Args:
+        engine: its section.
+        plan: its hardware.
+        asks: what a row asks for.
+        role: which of the asks are its own.
+        prompts: how many different prompts there are.
+        longest: tokens of the longest sampled request with its answer.
+        shared: tokens that all requests begin with.
+        key: dotted key of the engine.
+        plan_key: that of its hardware.
+        measured: by a trial.
+
+    Raises:
+        ConfigError: an unknown GPU, or a model of unknown size.
+    """
+    load = load_of(asks, role, prompts)
+    tokens = (load.prompt + load.completion) / max(1.0, load.requests)
+    if not isinstance(engine, VllmEngineConfig | HfEngineConfig):
+        return _elsewhere(engine, plan, load, key=key, plan_key=plan_key, measured=measured)
+    size = model_size(engine, key=f"{key}.model")
+    start = best(
+        f"{key}: seconds until a replica answers",
+        estimated=ENGINE_START_S if engine.num_gpus else CPU_ENGINE_START_S,
+        how="loading, compiling, CUDA graphs (ENGINE_START_S)" if engine.num_gpus else "loading (CPU_ENGINE_START_S)",
+        key="",
+        measured=measured.engine_start_s,
+        measured_in=measured.where,
+        measurable=key == "teacher",
+    )
+    rented = list[Figure]()
+    if not engine.num_gpus:
+        speed, fit = on_cpus(size, engine.cpus), on_cpu(key, size, engine.cpus)
+        price_per_hour, gpu = 0.0, "CPU"
+    else:
+        setup = engine_setup(engine, size, plan, longest, plan_key)
+        speed, fit = on_gpus(setup, tokens, shared), engine_fit(setup, tokens, shared, longest, key, plan_key)
+        price_per_hour, gpu = setup.gpu.price_per_hour, setup.gpu.name
+        rented = [price(key, setup.gpu, plan_key)]
+    seconds, figures = _seconds(load, speed, plan, key, plan_key, measured)
+    return Planned(
+        load=load,
+        gpu=gpu,
+        num_gpus=engine.num_gpus,
+        price_per_gpu_hour=price_per_hour,
+        seconds=seconds if fit.fits else None,
+        start_s=start.value,
+        money=0.0,
+        fit=fit,
+        figures=[*figures, start, *rented] if fit.fits else [],
+    )
+
+
+def engine_setup(
+    engine: VllmEngineConfig | HfEngineConfig, size: ModelSize, plan: HardwareConfig, longest: int, plan_key: str
+) -> EngineSetup:
+    """The engine as plain numbers. Plain transformers set nothing aside for sequences longer than the `longest`.
+
+    Raises:
+        ConfigError: an unknown GPU.
+    """
+    gpu = gpu_of(plan, key=plan_key)
+    if isinstance(engine, HfEngineConfig):  # layers one after the other over its GPUs, in the model's own dtype
+        weights = size.weight_bytes or size.parameters * size.dtype_bytes
+        return EngineSetup(
+            size=size,
+            gpu=gpu,
+            tensor=1,
+            pipeline=engine.num_gpus,
+            utilisation=1.0,
+            weight_bytes=weights,
+            cache_dtype_bytes=size.dtype_bytes,
+            max_model_len=longest,
+            max_num_seqs=engine.batch_size,
+        )
+    kwargs = engine.engine_kwargs
+    # vLLM's `auto` never computes in fp32: https://docs.vllm.ai/en/latest/configuration/engine_args.html (--dtype)
+    dtype = DTYPE_BYTES.get(str(kwargs.get("dtype", "auto")), 2)
+    pipeline = int(kwargs.get("pipeline_parallel_size", 1))
+    return EngineSetup(
+        size=size,
+        gpu=gpu,
+        tensor=max(1, engine.num_gpus // pipeline),
+        pipeline=pipeline,
+        utilisation=float(kwargs.get("gpu_memory_utilization", UTILISATION)),
+        weight_bytes=size.weight_bytes or size.parameters * _weight_bytes(kwargs.get("quantization"), dtype),
+        cache_dtype_bytes=1 if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8") else dtype,
+        max_model_len=int(kwargs.get("max_model_len") or size.positions),
+        max_num_seqs=min(engine.max_concurrency, int(kwargs.get("max_num_seqs") or MAX_NUM_SEQS)),
+    )
+
+
+def _weight_bytes(quantization: object, dtype: int) -> float:
+    """Per parameter, where vLLM quantises a model while it loads it."""
+    return {"fp8": 1.0, "bitsandbytes": 0.5}.get(str(quantization), float(dtype))
+
+
+def _seconds(
+    load: Load, speed: Speed, plan: HardwareConfig, key: str, plan_key: str, measured: Measured
+) -> tuple[float, list[Figure]]:
+    """Of one replica for all of the load. A key counts all tokens of prompts, an estimate those that are not cached."""
+    if measured.answers_per_second is not None:
+        rate = measured.answers_per_second
+        return load.answers / rate, [Figure(f"{key}: answers per second and replica", rate, "measured", measured.where)]
+    prompt = best(
+        f"{key}: prompt tokens per second and replica",
+        estimated=speed.prompt,
+        how=speed.prompt_how,
+        key=f"{plan_key}.prompt_tokens_per_second",
+        given=plan.prompt_tokens_per_second,
+        measurable=key == "teacher",
+    )
+    completion = best(
+        f"{key}: completion tokens per second and replica",
+        estimated=speed.completion,
+        how=speed.completion_how,
+        key=f"{plan_key}.completion_tokens_per_second",
+        given=plan.completion_tokens_per_second,
+        measurable=key == "teacher",
+    )
+    tokens = load.prompt if prompt.origin == "given" else load.fresh
+    shown = [figure for figure in (prompt, completion) if math.isfinite(figure.value)]
+    return tokens / prompt.value + load.completion / completion.value, shown
+
+
+def _elsewhere(
+    engine: BaseEngineConfig, plan: HardwareConfig, load: Load, *, key: str, plan_key: str, measured: Measured
+) -> Planned:
+    """An API, a fake, an engine of another package: no memory of ours, but perhaps GPUs that Ray reserves."""
+    seconds, figures, money = 0.0, list[Figure](), 0.0
+    gpu = gpu_of(plan, key=plan_key) if engine.num_gpus else None
+    if isinstance(engine, FakeEngineConfig):
+        seconds = engine.latency_s * load.requests / engine.max_concurrency
+    else:
+        seconds, figures = _seconds(load, of_api(engine.max_concurrency), plan, key, plan_key, measured)
+    if isinstance(engine, OpenAIEngineConfig) and isinstance(plan, PlannedEngineConfig):
+        money = api_money(plan, load)
+    return Planned(
+        load=load,
+        gpu="API" if isinstance(engine, OpenAIEngineConfig) else gpu.name if gpu else "CPU",
+        num_gpus=engine.num_gpus,
+        price_per_gpu_hour=gpu.price_per_hour if gpu else 0.0,
+        seconds=seconds,
+        start_s=0.0,
+        money=money,
+        fit=None,
+        figures=figures,
+    )
+
+
+def api_money(plan: PlannedEngineConfig, load: Load) -> float | None:
+    """What an API takes for all tokens; nothing is off for those in its cache. None: a price is not given."""
+    prompt, completion = plan.price_per_million_prompt_tokens, plan.price_per_million_completion_tokens
+    if prompt is None or completion is None:
+        return None
+    return (prompt * load.prompt + completion * load.completion) / 1e6

@@ -1,0 +1,264 @@
+"""The plan of a run: its stages with hours and money, what fits, and what all of it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from distill_ray.config import ModelRewardConfig, RunConfig, SynthesizeDataConfig
+from distill_ray.config.reward import JudgeRewardConfig
+from distill_ray.pipeline.estimating.calls import Ask, Learnt, Lengths, asks, learnt
+from distill_ray.pipeline.estimating.engines import Planned, planned_engine
+from distill_ray.pipeline.estimating.figures import Figure, best, price
+from distill_ray.pipeline.estimating.fits import Fit
+from distill_ray.pipeline.estimating.hardware import gpu_of
+from distill_ray.pipeline.estimating.measured import Measured, measure
+from distill_ray.pipeline.estimating.stages import (
+    Cost,
+    Stage,
+    evaluation_stage,
+    generation_stage,
+    rewards_stage,
+    total,
+    training_stage,
+)
+from distill_ray.pipeline.estimating.training import planned_training, student_gpus
+from distill_ray.pipeline.estimating.workload import Workload, workload
+from distill_ray.pipeline.evaluate import student_engine
+from distill_ray.pipeline.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """All of it."""
+
+    name: str
+    rows_in: int
+    unusable: int
+    splits: dict[str, int]
+    sampled: int
+    stages: list[Stage]
+    fits: list[Fit]
+    figures: list[Figure]
+    notes: list[str]
+
+    @property
+    def all_fits(self) -> bool:
+        """Whether every model has room."""
+        return all(fit.fits for fit in self.fits)
+
+    @property
+    def totals(self) -> tuple[Cost, Cost]:
+        """With as few and with as many replicas as the config allows. Rewards run beside the generation."""
+        return total(s.at_min for s in self.stages), total(s.at_max for s in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the totals."""
+        at_min, at_max = map(dataclasses.asdict, self.totals)
+        fits = [{**dataclasses.asdict(fit), "needed": fit.needed, "fits": fit.fits} for fit in self.fits]
+        return {**dataclasses.asdict(self), "fits": fits, "total": {"at_min": at_min, "at_max": at_max}}
+
+
+def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | None = None) -> Estimate:
+    """Plan a run. Nothing is generated, no Ray is started, no GPU is needed.
+
+    Args:
+        config: the whole YAML.
+        limit: only the first so many rows of each source.
+        run: folder of a trial, whose figures are taken before given and estimated ones.
+
+    Raises:
+        InputError: the input, a model or a GPU cannot be used.
+    """
+    measured = measure(config, run)
+    with tempfile.TemporaryDirectory(prefix="distill-ray-plan-") as scratch:
+        work = workload(config, RunFolder(scratch), limit)
+    lengths, figures = _lengths(config, work, measured)
+    each = _learnt(config, work, lengths, measured)
+    asked = asks(config, lengths)
+    teacher = _teacher(config, work, lengths, asked, measured)
+    judge = _judge(config, work, lengths, asked, measured)
+    longest = max(
+        work.longest_student_prompt + round(each.completion),
+        measured.example_tokens.longest if measured.example_tokens else 0,
+    )
+    train_rows = work.splits.get("train", 0)
+    training = planned_training(config, each, train_rows, work.splits.get("validation", 0), longest, measured)
+    evaluation = _evaluation(config, work, each)
+    engines = [engine for engine in (teacher, judge) if engine is not None]
+    stages = [generation_stage(config, work, engines), *rewards_stage(config, work, engines, judge)]
+    stages += [training_stage(config, train_rows, training), *evaluation_stage(evaluation, work)]
+    planned = [*engines, *([evaluation] if evaluation is not None else [])]
+    return Estimate(
+        name=config.name,
+        rows_in=work.rows_in,
+        unusable=work.unusable,
+        splits=work.splits,
+        sampled=work.sampled,
+        stages=stages,
+        fits=[*(engine.fit for engine in planned if engine.fit is not None), training.fit],
+        figures=[
+            *figures,
+            *_reward_price(config),
+            *(figure for engine in planned for figure in engine.figures),
+            *training.figures,
+        ],
+        notes=[*work.notes, *measured.notes, *_warnings(config, stages, engines, longest, measured)],
+    )
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def _lengths(config: RunConfig, work: Workload, measured: Measured) -> tuple[Lengths, list[Figure]]:
+    """Means per request, and the figure that they hang on: how long an answer is."""
+    plan, sampling = config.plan, config.teacher.sampling
+    answer = best(
+        "tokens of an answer",
+        estimated=plan.completion_share * sampling.max_tokens,
+        how=f"{plan.completion_share:g} (plan.completion_share) of sampling.max_tokens {sampling.max_tokens}",
+        key="plan.completion_tokens",
+        given=plan.completion_tokens,
+        measured=measured.completion_tokens,
+        measured_in=measured.where,
+    )
+    reward = getattr(config.recipe, "reward", None)
+    judge_completion = 0.0
+    if isinstance(reward, JudgeRewardConfig):
+        judge_completion = measured.completion_tokens or plan.completion_share * reward.max_tokens
+    lengths = Lengths(
+        prompt=work.prompt,
+        shared=float(work.shared),
+        completion=answer.value,
+        critique_request=work.critique_request,
+        revision_request=work.revision_request,
+        judge_prompt=work.judge_prompt,
+        judge_completion=judge_completion,
+    )
+    return lengths, [answer] if config.asks_teacher else []
+
+
+def _learnt(config: RunConfig, work: Workload, lengths: Lengths, measured: Measured) -> Learnt:
+    each = learnt(config, work.student_prompt, work.answer or lengths.completion, work.label)
+    seen, examples = measured.example_tokens, measured.examples_per_row
+    if seen is None or examples is None:
+        return each
+    return Learnt(examples, seen.prompt, seen.completion)
+
+
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher(
+    config: RunConfig, work: Workload, lengths: Lengths, asked: list[Ask], measured: Measured
+) -> Planned | None:
+    if not config.asks_teacher:
+        return None
+    grown = round(max((a.prompt for a in asked if a.role == "teacher"), default=0) - work.prompt)  # by later turns
+    prompts = float(work.prompts)
+    if isinstance(config.data, SynthesizeDataConfig):  # writing a query is a call like an answer, of several queries
+        calls = config.data.calls_needed * work.rows_in / config.data.count / max(1, work.prompts)
+        asked = [*asked, Ask("query", "teacher", calls, 1, lengths.prompt, lengths.prompt, lengths.completion)]
+    return planned_engine(
+        config.teacher,
+        config.plan.teacher,
+        asked,
+        role="teacher",
+        prompts=prompts,
+        longest=work.longest_prompt + max(0, grown) + config.teacher.sampling.max_tokens,
+        shared=work.shared,
+        key="teacher",
+        plan_key="plan.teacher",
+        measured=measured,
+    )
+
+
+def _judge(config: RunConfig, work: Workload, lengths: Lengths, asked: list[Ask], measured: Measured) -> Planned | None:
+    """A judge with an engine of its own. Its share of a measured speed is in the teacher's."""
+    reward = getattr(config.recipe, "reward", None)
+    if not isinstance(reward, JudgeRewardConfig) or reward.engine is None:
+        return None
+    prompt = max((ask.prompt for ask in asked if ask.role == "judge"), default=0.0)
+    return planned_engine(
+        reward.engine,
+        config.plan.judge,
+        asked,
+        role="judge",
+        prompts=float(work.prompts),
+        longest=round(prompt) + reward.max_tokens,
+        shared=0,
+        key="recipe.reward.engine",
+        plan_key="plan.judge",
+        measured=dataclasses.replace(measured, answers_per_second=None),
+    )
+
+
+def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | None:
+    """What answers for the student, before and after the training; it reads the teacher's answers too (the loss)."""
+    if not work.splits.get("test"):
+        return None
+    rows = float(min(work.splits["test"], config.evaluate.max_rows or work.splits["test"]))
+    engine = student_engine(config, None).model_copy(update={"gpus": student_gpus(config)})
+    scored = each.prompt + each.completion
+    asked = [
+        Ask("answer", "student", 2, 1, each.prompt, each.prompt, each.completion),
+        Ask("loss", "student", 2, 1, scored, scored, 0.0),
+    ]
+    return planned_engine(
+        engine,
+        config.plan.student,
+        asked,
+        role="student",
+        prompts=rows,
+        longest=work.longest_student_prompt + engine.sampling.max_tokens,
+        shared=0,
+        key="student",
+        plan_key="plan.student",
+        measured=Measured(),
+    )
+
+
+def _reward_price(config: RunConfig) -> list[Figure]:
+    reward = getattr(config.recipe, "reward", None)
+    if not isinstance(reward, ModelRewardConfig) or not reward.gpus:
+        return []
+    return [price("recipe.reward", gpu_of(config.plan.judge, key="plan.judge"), "plan.judge")]
+
+
+# -- what to look at -------------------------------------------------------------------------------------------------
+
+
+def _warnings(
+    config: RunConfig, stages: list[Stage], engines: list[Planned], longest: int, measured: Measured
+) -> list[str]:
+    """What the figures mean for keys of the config, and which prices are missing."""
+    found: list[str] = []
+    if getattr(config.recipe, "parse", None) is not None and measured.example_tokens is None:
+        found.append("recipe.parse: the student is taken to learn whole answers; it learns a part, in less time")
+    tokens, budget = sum(s.prompt_tokens + s.completion_tokens for s in stages[:1]), config.generate.max_teacher_tokens
+    if budget is not None and tokens > budget:
+        found.append(f"generate.max_teacher_tokens: {budget:,} is less than the {tokens:,.0f} that the teacher needs")
+    if longest > config.train.longest_example:
+        found.append(
+            f"train.max_length: the longest sampled example has about {longest:,} tokens, and more than "
+            f"{config.train.longest_example:,} are not trained on (too_long_to_train)"
+        )
+    if isinstance(getattr(config.recipe, "reward", None), ModelRewardConfig):
+        found.append("recipe.reward: its model is taken to fit, and to keep up with the teacher")
+    if _judge_is_slower(config, engines):
+        found.append("recipe.reward.engine: the judge is slower than the teacher, whose replicas wait for it")
+    if any(engine.money is None for engine in engines):
+        found.append(
+            "an API's price is not given: set price_per_million_prompt_tokens and price_per_million_completion_tokens "
+            "in plan.teacher (or plan.judge)"
+        )
+    return found
+
+
+def _judge_is_slower(config: RunConfig, engines: list[Planned]) -> bool:
+    if len(engines) < 2:
+        return False
+    teacher, judge = (engine.seconds for engine in engines)
+    return teacher is not None and judge is not None and judge > teacher / config.teacher.replicas.max
