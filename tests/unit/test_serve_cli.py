@@ -343,7 +343,7 @@ def test_gpus_that_this_machine_has_not_are_said_before_anybody_waits_for_them(
     section: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(ConfigError, match=named):
         app.require_gpus(parse_config({**RAW, **section}))
     app.require_gpus(parse_config({**RAW, "serve": {"student": {"type": "hf", "model": "bundle", "gpus": 0}}}))
