@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from distill_ray.config import RunConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL, BaseEngineConfig
@@ -253,6 +253,12 @@ def engine_options(engine: BaseEngineConfig, num_gpus: int) -> dict[str, Any]:
 def on_nodes(labels: Mapping[str, str]) -> dict[str, Any]:
     """Option of a task or actor that may run on nodes with these labels only."""
     return {"label_selector": dict(labels)} if labels else {}
+
+
+def beside_the_driver() -> dict[str, Any]:
+    """Options of an actor without which the driver cannot go on: it ends with the driver's node, and with no other."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def gpu_bundles(num_gpus: int, cpus: float) -> list[dict[str, float]]:

@@ -28,7 +28,7 @@ import ray.exceptions
 from distill_ray.config import RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.capacity import engine_resources, room, teacher_need
+from distill_ray.pipeline.capacity import beside_the_driver, engine_resources, room, teacher_need
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import helper_needs, start_helpers
@@ -187,7 +187,7 @@ def _run_partitions(
         finished_rejects.update(marker["rejects"])
     tally: Any = (
         ray.remote(Tally)
-        .options(num_cpus=0)
+        .options(**beside_the_driver())
         .remote(
             rows_in=plan.rows_in,
             max_reject_frac=config.generate.max_reject_frac,

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from distill_ray.pipeline.capacity import beside_the_driver
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
 
@@ -44,7 +45,7 @@ class MetricsInbox:
 @contextlib.contextmanager
 def metrics_inbox(folder: RunFolder, progress: Progress, *, tensorboard: bool) -> Iterator[Any]:
     """Handle of an inbox whose figures are written and shown while the block runs."""
-    inbox: Any = ray.remote(num_cpus=0)(MetricsInbox).remote()
+    inbox: Any = ray.remote(MetricsInbox).options(**beside_the_driver()).remote()
     stop = threading.Event()
     with _tensorboard_writer(folder, enabled=tensorboard) as writer:
         sink = _Sink(folder, progress, writer)
