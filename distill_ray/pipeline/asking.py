@@ -12,7 +12,7 @@ import ray
 from distill_ray.config import SamplingConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.errors import RequestRejected
-from distill_ray.pipeline.capacity import engine_options
+from distill_ray.pipeline.capacity import engine_options, of_one_actor
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
@@ -63,8 +63,7 @@ def through_ledger(
     """What `work` makes of each item with the engine; as many at once as the engine takes. See `ask_all`."""
 
     def start() -> Any:
-        options = engine_options(engine, engine.num_gpus)
-        options |= options.pop("ray_remote_args_fn", dict)()
+        options = of_one_actor(engine_options(engine, engine.num_gpus))
         actor_class = ray.remote(EngineActor).options(**options, max_concurrency=engine.max_concurrency + 8)
         return actor_class.remote(engine, folder, role)
 

@@ -250,6 +250,12 @@ def engine_options(engine: BaseEngineConfig, num_gpus: int) -> dict[str, Any]:
     return {"num_gpus": 0, "ray_remote_args_fn": group}
 
 
+def of_one_actor(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`engine_options` for an actor that is started by itself, without Ray Data, which would call the function."""
+    own = {name: value for name, value in options.items() if name != "ray_remote_args_fn"}
+    return own | options.get("ray_remote_args_fn", dict)()
+
+
 def on_nodes(labels: Mapping[str, str]) -> dict[str, Any]:
     """Option of a task or actor that may run on nodes with these labels only."""
     return {"label_selector": dict(labels)} if labels else {}

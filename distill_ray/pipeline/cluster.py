@@ -49,8 +49,6 @@ def connected(num_cpus: float | None = None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False  # it would draw over our display, on a terminal only
-    # An engine is added when all slots of those there are taken. At Ray's 1.75 it never is: our slots are its limit.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     if ray.is_initialized():
         yield
         return

@@ -22,7 +22,7 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.capacity import Need, engine_options, on_nodes, require, teacher_need
+from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_need
 from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
@@ -83,8 +83,7 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     require_helpers(config)
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
-        options = engine_options(reward.engine, reward.engine.num_gpus)
-        options |= options.pop("ray_remote_args_fn", dict)()
+        options = of_one_actor(engine_options(reward.engine, reward.engine.num_gpus))
         actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048)
         judge: Any = actor_class.remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())

@@ -20,7 +20,7 @@ from rich.panel import Panel
 from distill_ray.config import RunConfig, SamplingConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
-from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.capacity import engine_resources, of_one_actor
 from distill_ray.pipeline.cluster import connected, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
@@ -127,13 +127,10 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
         records = [record for table in folder.read_tables("rows") for record in table.to_pylist()][:num_rows]
         rows = [row_from_record(record) for record in records if record["reject_reason"] is None]
         with connected():
-            resources = engine_resources(config)
-            options = resources.pop("ray_remote_args_fn", dict)()
+            options = of_one_actor(engine_resources(config))
             helpers = start_helpers(config, folder)
             try:
-                answers = ray.get(
-                    ray.remote(_answer).options(**resources, **options).remote(config, folder, rows, helpers)
-                )
+                answers = ray.get(ray.remote(_answer).options(**options).remote(config, folder, rows, helpers))
             except ray.exceptions.RayError as error:
                 raise own_error(error) or DistillError(f"preview failed inside Ray: {raised_by(error)}") from None
     by_id = {row.row_id: (row, answer) for row, answer in zip(rows, answers, strict=True)}

@@ -28,7 +28,7 @@ from distill_ray.config import FilesDataConfig, RunConfig, SynthesizeDataConfig
 from distill_ray.config.recipe import DEFAULT_REFUSALS
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DataError, RequestRejected, TransientEngineError
-from distill_ray.pipeline.capacity import engine_resources
+from distill_ray.pipeline.capacity import engine_resources, of_one_actor
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
@@ -309,10 +309,9 @@ def _synthesize(config: RunConfig, folder: RunFolder, requests: Requests, count:
     data = config.data
     assert isinstance(data, SynthesizeDataConfig)
     with connected(), Progress("synthesize", total=count, unit="queries") as progress:
-        resources = engine_resources(config)
-        options = resources.pop("ray_remote_args_fn", dict)()
-        options |= {**resources, "max_concurrency": config.teacher.max_concurrency + 8}
-        actor: Any = ray.remote(EngineActor).options(**options).remote(config.teacher, folder, "teacher")
+        options = of_one_actor(engine_resources(config))
+        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=config.teacher.max_concurrency + 8)
+        actor: Any = actor_class.remote(config.teacher, folder, "teacher")
         try:
             written = asyncio.run(_ask_actor(config, folder, requests, count, actor, progress))
         finally:

@@ -194,22 +194,19 @@ def _seconds(
     if measured.answers_per_second is not None:
         rate = measured.answers_per_second
         return load.answers / rate, [Figure(f"{key}: answers per second and replica", rate, "measured", measured.where)]
-    prompt = best(
-        f"{key}: prompt tokens per second and replica",
-        estimated=speed.prompt,
-        how=speed.prompt_how,
-        key=f"{plan_key}.prompt_tokens_per_second",
-        given=plan.prompt_tokens_per_second,
-        measurable=key == "teacher",
-    )
-    completion = best(
-        f"{key}: completion tokens per second and replica",
-        estimated=speed.completion,
-        how=speed.completion_how,
-        key=f"{plan_key}.completion_tokens_per_second",
-        given=plan.completion_tokens_per_second,
-        measurable=key == "teacher",
-    )
+
+    def per_second(kind: str, estimated: float, how: str, given: float | None) -> Figure:
+        return best(
+            f"{key}: {kind} tokens per second and replica",
+            estimated=estimated,
+            how=how,
+            key=f"{plan_key}.{kind}_tokens_per_second",
+            given=given,
+            measurable=key == "teacher",
+        )
+
+    prompt = per_second("prompt", speed.prompt, speed.prompt_how, plan.prompt_tokens_per_second)
+    completion = per_second("completion", speed.completion, speed.completion_how, plan.completion_tokens_per_second)
     tokens = load.prompt if prompt.origin == "given" else load.fresh
     shown = [figure for figure in (prompt, completion) if math.isfinite(figure.value)]
     return tokens / prompt.value + load.completion / completion.value, shown
