@@ -25,7 +25,8 @@ from distill_ray.errors import BundleError, FlywheelError, LeaseLost, StoreError
 from distill_ray.flywheel import lease
 from distill_ray.flywheel.lease import Held, hold
 from distill_ray.serving.collecting.store import Lease, PairStore, Where, make_store
-from distill_ray.serving.collecting.store.lease_files import KEPT_FILES, LeaseFiles
+from distill_ray.serving.collecting.store.lease_files import KEPT_FILES
+from distill_ray.serving.numbered import NumberedFiles
 from distill_ray.serving.routing.bundles import Bundles
 from tests.unit.pair_maker import pairs
 from tests.unit.small_bundle import write_small_bundle
@@ -449,16 +450,16 @@ def test_beats_do_not_fill_the_disk(tmp_path: Path) -> None:
 def test_a_file_that_is_made_again_after_a_clean_up_is_no_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with lance-format/lance#3718: whoever sleeps before he makes a file may find its number free again."""
     sleeper, other = (make_store(StoreConfig(), tmp_path) for _ in range(2))
-    make = LeaseFiles._make
+    make = NumberedFiles.make
 
-    def make_late(self: LeaseFiles, number: int, content: bytes) -> None:
-        monkeypatch.setattr(LeaseFiles, "_make", make)
+    def make_late(self: NumberedFiles, number: int, content: bytes) -> bool:
+        monkeypatch.setattr(NumberedFiles, "make", make)
         theirs = taken_elsewhere(other)
         for _ in range(KEPT_FILES + 1):
             theirs = beaten(other, theirs)
-        make(self, number, content)
+        return make(self, number, content)
 
-    monkeypatch.setattr(LeaseFiles, "_make", make_late)
+    monkeypatch.setattr(NumberedFiles, "make", make_late)
     assert not sleeper.swap_lease(Lease(), Lease(1, 0, "sleeper"))
     assert (tmp_path / "pairs" / "pairs_lease" / f"{1:020d}.json").exists()
     assert (other.lease().holder, other.lease().beat) == ("theirs", KEPT_FILES + 1)
