@@ -75,9 +75,9 @@ class NumberedFiles:
             if isinstance(self._fs, LocalFileSystem):
                 return self._link(number, content)
             self._fs.pipe_file(self._path(number), content, mode="create")
-        except OSError:  # also what a bucket says where two do it at once
+        except OSError as error:  # also what a bucket says where two do it at once
             found = self.read(number)
-            if found is None:
+            if found is None and not isinstance(error, FileExistsError):
                 raise
             return found == content
         return True

@@ -6,6 +6,7 @@ with another name, see `lease_runner`).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ import pytest
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import BundleError, FlywheelError, LeaseLost, StoreError
 from distill_ray.flywheel import lease
-from distill_ray.flywheel.lease import Held, hold
+from distill_ray.flywheel.lease import Held
 from distill_ray.serving.collecting.store import Lease, PairStore, Where, make_store
 from distill_ray.serving.collecting.store.lease_files import KEPT_FILES
 from distill_ray.serving.numbered import NumberedFiles
@@ -34,6 +35,12 @@ from tests.unit.test_stores import STORES, opener
 
 A, B = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 ELSEWHERE = Where("gpu-7", "another kernel", 12, 34, "2026-01-02T03:04:05+00:00", "/srv/mail")
+
+
+def hold(
+    store: PairStore, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> contextlib.AbstractContextManager[Held]:
+    return lease.hold(store, folder, Bundles(folder / "bundles"), say)
 
 
 @pytest.fixture(params=STORES)
@@ -342,9 +349,9 @@ def test_of_two_stores_for_one_service_the_later_one_counts(tmp_path: Path) -> N
 
 
 def test_a_damaged_fence_is_an_error_of_ours(tmp_path: Path) -> None:
-    (tmp_path / "bundles").mkdir()
-    (tmp_path / "bundles" / "fence.json").write_text("{")
-    with pytest.raises(BundleError, match=r"fence\.json: damaged"), hold(make_store(StoreConfig(), tmp_path), tmp_path):
+    (tmp_path / "bundles" / "moves").mkdir(parents=True)
+    (tmp_path / "bundles" / "moves" / f"{1:020d}.json").write_text("{")
+    with pytest.raises(BundleError, match=r"1\.json: damaged"), hold(make_store(StoreConfig(), tmp_path), tmp_path):
         pass
 
 

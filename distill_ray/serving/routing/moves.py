@@ -167,9 +167,9 @@ class Moves:
         found = self._read(numbers[-1]) if numbers else None
         if found is None and _exists(f"{self._url}/current.json"):
             raise BundleError(
-                f"{self._url}: has a current.json and no moves, so an older version of distill-ray wrote it, which this "
-                "one does not read; move the folder away, and promote its bundle from there: `distill-ray promote "
-                "CONFIG FOLDER/VERSION`"
+                f"{self._url}: has a current.json and no moves/, so it is of an older distill-ray, which this one does "
+                "not read; move the folder away, and promote its bundle from there: `distill-ray promote CONFIG "
+                "FOLDER/VERSION`"
             )
         return found or _NONE
 
@@ -183,7 +183,7 @@ class Moves:
             if move.number != number:
                 raise ValueError(f"it says that it is number {move.number}")
         except ValueError as error:
-            why = f"{error.error_count()} keys are wrong" if isinstance(error, ValidationError) else str(error)
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise BundleError(
                 f"{self._files.name(number)}: damaged ({why}), so nobody knows which bundle serves; put it back from a "
                 "backup. Without one, end the service and the flywheel, delete this file and those after it, and start "
@@ -199,7 +199,9 @@ def _next(last: Move, action: Action, state: State) -> Move:
         version, before = state.current, last.state.current
         state = State(state.versions, state.candidate, state.fence, number)
     elif action == "candidate":
-        version, before = (each.version if each is not None else None for each in (state.candidate, last.state.candidate))
+        version, before = (
+            each.version if each is not None else None for each in (state.candidate, last.state.candidate)
+        )
     return Move(number, secrets.token_hex(8), utc_now(), action, version, before, state)
 
 
