@@ -19,6 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 _NAME = re.compile(r"([0-9]{20})\.json")
+_ONE_REQUEST: dict[str, Any] = {"start": 0}  # s3fs asks for the size of a file first that it is to read as a whole
 
 
 class NumberedFiles:
@@ -50,14 +51,14 @@ class NumberedFiles:
     def read(self, number: int) -> bytes | None:
         """A file; None: it is not there. One request."""
         try:
-            return self._fs.cat_file(self._path(number))
+            return self._fs.cat_file(self._path(number), **_ONE_REQUEST)
         except FileNotFoundError:
             return None
 
     def read_all(self, numbers: Sequence[int]) -> list[bytes]:
         """Several files, from a bucket many at a time. Raises FileNotFoundError."""
         paths = [self._path(number) for number in numbers]
-        found = self._fs.cat(paths) if paths else {}
+        found = self._fs.cat(paths, **_ONE_REQUEST) if paths else {}
         return [found[path] for path in paths]
 
     def make(self, number: int, content: bytes) -> bool:

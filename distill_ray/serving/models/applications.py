@@ -1,4 +1,4 @@
-"""What of a config and a bundle becomes a Serve application, and how it grows."""
+"""What becomes a Serve application, and how it grows."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Installed(ABC):
 
     @abstractmethod
     def versions(self) -> list[str]:
-        """Of all bundles that there are."""
+        """Of all bundles that there are, and perhaps of some that do not exist any more."""
 
     @abstractmethod
     def manifest(self, version: str) -> Manifest:
@@ -153,8 +153,10 @@ class InBucket(Installed):
         """See `Installed`. One listing."""
         with reaching(self._url):
             self._fs.invalidate_cache()
-            found = [path.split("/")[-2] for path in self._fs.glob(f"{self._base}/*/bundle.json")]
-        return [name for name in found if VERSION_PATTERN.fullmatch(name)]
+            with contextlib.suppress(FileNotFoundError):
+                found = [path.rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self._base, detail=False)]
+                return [name for name in found if VERSION_PATTERN.fullmatch(name)]
+        return []
 
     def exists(self, version: str) -> bool:
         """See `Installed`."""
