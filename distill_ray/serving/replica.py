@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
@@ -49,6 +50,7 @@ from distill_ray.serving.watching.overseer import read_floors
 from distill_ray.serving.watching.second_look import Look, SecondLooks, Trial
 
 WATCH_S, REPORT_S = 1.0, 1.0
+REFUSED_S = 10.0  # until a bundle that is not whole is read again: from a bucket that is a copy each time
 KEEPER_TIMEOUT_S = 30.0
 NUM_RECENT = 50
 NUM_LOOKS = 1000  # that wait for the keeper
@@ -78,7 +80,7 @@ class Router:
         self._embedder, self._embedder_identity = self._load_embedder(config)
         self._read_bundles: dict[str, Bundle] = {}
         self._floors: dict[str, float] = {}
-        self._refused: set[str] = set()
+        self._refused: dict[str, float] = {}  # version -> when it is read again, on the monotonic clock
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._unreported: Counter[Entry] = Counter()
         self._found: deque[Look] = deque(maxlen=NUM_LOOKS)
@@ -155,13 +157,10 @@ class Router:
 
     async def _watch(self) -> None:
         now = await asyncio.to_thread(self._bundles.state)
-        wanted, candidate = (
-            now.current,
-            now.candidate if now.candidate is not None and now.candidate.share > 0 else None,
-        )
         await self._follow(now)
-        self._try_out(await self._trial(candidate) if candidate is not None and candidate.version != wanted else None)
-        needed = {wanted, candidate.version if candidate is not None else None}
+        tried = now.candidate if now.candidate is not None and now.candidate.share > 0 else None
+        self._try_out(await self._trial(tried) if tried is not None and tried.version != now.current else None)
+        needed = {now.current, tried.version if tried is not None else None}
         self._read_bundles = {version: self._read_bundles[version] for version in self._read_bundles.keys() & needed}
 
     async def _follow(self, now: State) -> None:
@@ -199,12 +198,14 @@ class Router:
         """A bundle, read once however long its student takes; None: it is not whole, and stays out of service."""
         if version in self._read_bundles:
             return self._read_bundles[version]
+        if time.monotonic() < self._refused.get(version, 0.0):
+            return None
         try:
             bundle = await asyncio.to_thread(self._bundles.load, version, self._embedder_identity, with_student=False)
         except BundleError as error:
             if version not in self._refused:  # said once
                 _LOG.error("bundle %s stays out of service: %s", version, error)
-            self._refused.add(version)
+            self._refused[version] = time.monotonic() + REFUSED_S
             self.metrics.errors.labels("bundle").inc()
             return None
         self._read_bundles[version] = bundle

@@ -324,6 +324,7 @@ def test_old_bundles_leave_a_bucket_and_one_that_is_promoted_meanwhile_stays(
     bundles: Bundles, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles.promote(C)
+    copy = bundles.path(B)
     before, state, asked = keys(bundles.url), Bundles.state, list[None]()
 
     def promoted_meanwhile(self: Bundles) -> State:
@@ -338,6 +339,7 @@ def test_old_bundles_leave_a_bucket_and_one_that_is_promoted_meanwhile_stays(
         assert bundles.prune(2) == []
     assert set(before) < set(keys(bundles.url))
     assert bundles.prune(2) == [B]
+    assert not copy.exists()
     assert not [key for key in keys(bundles.url) if key.startswith(B)]
     assert [manifest.version for manifest in bundles.list()] == [A, C]
 

@@ -212,6 +212,7 @@ class InBucket(Installed):
     def remove(self, version: str, is_needed: Callable[[], bool]) -> bool:
         """See `Installed`."""
         base = f"{self._base}/{version}"
+        manifest = self.manifest(version)
         with reaching(self._url):
             content = self._fs.cat_file(f"{base}/bundle.json")
             self._fs.rm_file(f"{base}/bundle.json")
@@ -224,6 +225,7 @@ class InBucket(Installed):
             if is_gone:
                 self._fs.invalidate_cache()
                 self._fs.rm(base, recursive=True)
+                self._drop_copies(manifest)
             return is_gone
 
     def _names(self, version: str) -> list[str]:
@@ -240,9 +242,13 @@ class InBucket(Installed):
                 check_files(folder, read_manifest(folder))
                 return True
             with contextlib.suppress(BundleError):
-                for with_student in (True, False):
-                    forget(f"{self._url}/{version}", _mark(self.manifest(version), with_student=with_student))
+                self._drop_copies(self.manifest(version))
         return False
+
+    def _drop_copies(self, manifest: Manifest) -> None:
+        """Those of this node."""
+        for with_student in (True, False):
+            forget(f"{self._url}/{manifest.version}", _mark(manifest, with_student=with_student))
 
 
 def _mark(manifest: Manifest, *, with_student: bool) -> str:
