@@ -48,7 +48,9 @@ from distill_ray.serving.collecting.answer import Answer
 from distill_ray.serving.collecting.pairs import make_pair
 from distill_ray.serving.collecting.spool import Spool
 from distill_ray.serving.collecting.store import make_store
+from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.conversation import request_key
+from distill_ray.serving.routing.moves import Move
 
 SAME = ("en", "es", "fr", "de", "tr", "vi")  # Latin script
 NEW = ("ru", "el", "zh", "hi", "ar")  # other scripts
@@ -220,28 +222,27 @@ class Demo:
 
     def go_back(self, texts: Sequence[str]) -> dict[str, Any]:
         """Roll back while a client asks; returns how long the bundle answered still."""
-        began, before = self.now(), self.pointer()
+        began, before = self.now(), self.current()
         with Trickle(self.url, texts, pause_s=0.0) as asked:
             time.sleep(2)
             self.command("rollback", str(self.config))
             time.sleep(8)
-        after = self.pointer()
-        moved_at = self.moves()[-1]["time"]
+        after, move = self.current(), self.moves()[-1]
         self.phases["back"] = (began, self.now())
         return {
-            "from": before["version"],
-            "to": after["version"],
-            "moved": self.moves()[-1]["action"] == "rollback" and after["version"] != before["version"],
-            **asked.around(before["version"], after["version"], moved_at),
+            "from": before,
+            "to": after,
+            "moved": move.action == "rollback" and after != before,
+            **asked.around(before, after, move.time),
         }
 
-    def pointer(self) -> dict[str, Any]:
+    def current(self) -> str:
         """What serves."""
-        return json.loads((self.folder / "service" / "bundles" / "current.json").read_text())
+        return str(Bundles(self.folder / "service" / "bundles").current())
 
-    def moves(self) -> list[dict[str, Any]]:
+    def moves(self) -> list[Move]:
         """All there were."""
-        return [json.loads(line) for line in (self.folder / "service/bundles/history.jsonl").read_text().splitlines()]
+        return Bundles(self.folder / "service" / "bundles").history()
 
 
 class Trickle:
@@ -376,12 +377,12 @@ def tell(demo: Demo, scale: float) -> dict[str, Any]:
     first = demo.cycle("cycle 1")
     fresh = demo.replay("fresh", requests(("same", stream(SAME, num(300), 2)), ("new", stream(NEW, num(220), 3))))
     fresh_agreed = demo.compare(fresh)
-    old = demo.pointer()["version"]
+    old = demo.current()
     with Trickle(demo.url, [row["text"] for row in stream(SAME, 50, 8)], pause_s=0.5) as asked:
         second = demo.cycle("cycle 2")
         time.sleep(3)
-    promoted = [move for move in demo.moves() if move["action"] == "promote"][-1]
-    promotion = asked.around(old, promoted["version"], promoted["time"])
+    promoted = [move for move in demo.moves() if move.action == "promote"][-1]
+    promotion = asked.around(old, str(promoted.version), promoted.time)
     both = demo.replay("both", requests(("same", stream(SAME, num(150), 4)), ("new", stream(NEW, num(150), 5))))
     both_agreed = demo.compare(both)
     demo.poison(stream(SAME, num(300), 6))

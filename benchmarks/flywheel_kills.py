@@ -209,8 +209,8 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "where": dict(where),
         "cycles": {str(cycle.number): cycle.outcome for cycle in cycles},
         "problems": problems,
-        "undisturbed": undisturbed.bundles.history()[0]["version"],
-        "killed": world.bundles.history()[0]["version"],
+        "undisturbed": undisturbed.bundles.history()[0].version,
+        "killed": world.bundles.history()[0].version,
         "pairs": len(world.ids),
         "seconds": round(time.monotonic() - began),
     }

@@ -30,8 +30,8 @@ def _is_host(host: str) -> str:
 def _is_local(folder: str) -> str:
     if "://" in folder:
         raise ValueError(
-            "the service's folder is a local one (its routers and its keeper lock files there); pairs may go to an "
-            "object store with serve.collect.store.url"
+            "the service's folder is a local one (its routers and its keeper lock files there); on an object store may "
+            "be pairs, with serve.collect.store.url, and bundles, with serve.bundles"
         )
     return folder
 
@@ -232,6 +232,11 @@ class ServeConfig(Config):
     folder: Annotated[FilePath, AfterValidator(_is_local)] | None = None
     """Bundles, collected pairs, keys and what waits to be stored: a local folder. Default: services/NAME where the
     command runs."""
+
+    bundles: FilePath | None = None
+    """Where the bundles are, and which of them serves: a folder that all nodes see, or s3://... where they share no
+    file system, or where several clusters serve the same student. Each node keeps a copy of what it uses. Credentials
+    come from the environment. Default: `bundles` in the service's folder."""
 
     host: Annotated[str, AfterValidator(_is_host)] = "127.0.0.1"
     """Address to listen on. Beyond loopback, keys are required unless `keys.required` says otherwise."""

@@ -46,7 +46,7 @@ def bundle(work: Work) -> dict[str, Any]:
     summary = made.manifest.summary
     figures = {
         "version": made.manifest.version,
-        "moves": len(work.bundles.history()),  # of the pointer, so far
+        "moves": work.bundles.num_moves(),  # so far
         "trained": len(basis.trained),
         "threshold": made.manifest.threshold,
         **{name: summary[name] for name in ("share", "error", "error_low", "error_high")},

@@ -31,7 +31,7 @@ from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.run import noted
 from distill_ray.serving.collecting.marks import settle
 from distill_ray.serving.collecting.store import existing_store
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import bundles_of
 
 _DO: dict[StepName, Callable[[Work], dict[str, Any]]] = {
     "snapshot": gathering.snapshot,
@@ -75,9 +75,9 @@ def run_cycle(config: RunConfig, service: str, *, again: bool = False) -> Ended:
         FlywheelError: another runner is at work.
         DistillError: a step cannot be done now. The service stays as it is, and the same command goes on.
     """
-    bundles, cycles = Bundles(Path(service) / "bundles"), Cycles(service)
+    bundles, cycles = bundles_of(config, service), Cycles(service)
     store = existing_store(config.serve.collect.store, service)
-    with hold(store, service, say) as lease:
+    with hold(store, service, bundles, say) as lease:
         settle(bundles, store)
         forget(service, store)
         for cycle in cycles.all():

@@ -142,7 +142,7 @@ def _learnt_texts(work: Work) -> list[str]:
     ones, and a student that was trained on them would be flattered by them.
     """
     ignore, current = work.config.serve.fingerprint.ignore, work.bundles.current()
-    entries = learnt_entries(work.bundles.path(current)) if current is not None else []
+    entries = learnt_entries(work.bundles.path(current, with_student=False)) if current is not None else []
     others = trained_for(work.before, work.bundles.versions()) - {entry["example_id"] for entry in entries}
     mask = work.config.flywheel.clean.mask
     pairs = [masked_pair(pair, mask, Counter()) for pair in read_pairs(work.store, sorted(others), ignore)]

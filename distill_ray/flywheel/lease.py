@@ -1,8 +1,8 @@
 """One runner of the flywheel at a time on a store of pairs, on whatever machines: a lease with a fencing token.
 
-    with hold(store, service_folder) as held:     # FlywheelError: another one is at work
+    with hold(store, service_folder, bundles) as held:     # FlywheelError: another one is at work
         ...
-        held.require()                            # LeaseLost: another one took over meanwhile
+        held.require()                                     # LeaseLost: another one took over meanwhile
         bundles.promote(version, token=held.token)
 
 No clocks are compared, since they differ and jump. The holder counts a beat on; who wants the lease watches by his own
@@ -10,7 +10,7 @@ monotonic clock whether it moves, and takes over when it has not for TTL_S. On o
 process that has ended (kill -9) is seen at once, and so is one that has not.
 
 A holder who was suspended, or could not reach the store, may not know yet that he is none any more. So the token, which
-grows with each holder, goes along into the service's folder: `hold` fences the bundles there, and with an older one
+grows with each holder, goes along to the service's bundles: `hold` fences them, and with an older one
 nothing is promoted, however late.
 """
 
@@ -99,21 +99,21 @@ class Held:
 
 @contextlib.contextmanager
 def hold(
-    store: PairStore, service_folder: str | Path, say: Callable[[str], None] = lambda text: None
+    store: PairStore, service_folder: str | Path, bundles: Bundles, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Held]:
     """Be the only one who is at work on a store. The lease is kept meanwhile, and given back in the end.
 
     Args:
         store: of the collected pairs.
-        service_folder: whose bundles this runner may promote; those with an older token no longer may.
+        service_folder: of the service, for people.
+        bundles: of it, which this runner may promote; those with an older token no longer may.
         say: told, for people, when the lease is watched, which may take TTL_S.
 
     Raises:
         FlywheelError: another runner is at work.
         LeaseLost: one with a newer lease, of another store, is at work on this service.
-        StoreError, BundleError: the store, or the folder of the bundles, cannot be used.
+        StoreError, BundleError: the store, or the place of the bundles, cannot be used.
     """
-    bundles = Bundles(Path(service_folder) / "bundles")
     holder = secrets.token_hex(8)
     _held.add(holder)
     try:

@@ -1,6 +1,6 @@
 """The steps that touch the service: a trial in the shadow, and the promotion.
 
-    installed -> its student is brought up beside the current one (`candidate.json`) -> it is up (`students.json`)
+    installed -> its student is brought up beside the current one (as the candidate) -> it is up (`students.json`)
         -> one move of the pointer -> what it learnt is marked in the store
 
 Routers go over when both student and index are there; whoever is in the middle of an answer stays where he is. Where no
@@ -112,8 +112,8 @@ def promote(work: Work) -> dict[str, Any]:
 
 def _moved_before(work: Work, version: str) -> bool:
     """Whether a killed run of this very step moved the pointer: what was gone back from since is not promoted again."""
-    since = work.bundles.history()[work.cycle.needed("bundle")["moves"] :]
-    return any(move["action"] == "promote" and move["version"] == version for move in since)
+    since = work.bundles.history(after=work.cycle.needed("bundle")["moves"])
+    return any(move.action == "promote" and move.version == version for move in since)
 
 
 def _bring_up(work: Work, version: str) -> str | None:

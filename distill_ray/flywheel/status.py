@@ -15,7 +15,7 @@ from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
 from distill_ray.flywheel.gathering import what_waits
 from distill_ray.flywheel.pool import pool
 from distill_ray.serving.collecting.store import existing_store
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import Bundles, bundles_of
 
 MOVES_SHOWN = 10
 
@@ -47,7 +47,7 @@ def show_status(config: RunConfig, service: str, console: Console) -> None:
         StoreError: the store of pairs cannot be used. What else there is has been printed.
     """
     cycles = Cycles(service).all()
-    bundles = Bundles(Path(service) / "bundles")
+    bundles = bundles_of(config, service)
     console.print(_bundles_table(bundles))
     if cycles:
         console.print(_cycle_table(cycles[-1]))
@@ -76,7 +76,7 @@ def _bundles_table(bundles: Bundles) -> Table:
     for name in ("when", "what", "bundle", "before"):
         table.add_column(name)
     for move in bundles.history()[-MOVES_SHOWN:]:
-        table.add_row(move["time"], move["action"], move["version"] or "none", move["from"] or "none")
+        table.add_row(move.time, move.action, move.version or "none", move.before or "none")
     return table
 
 

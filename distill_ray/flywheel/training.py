@@ -23,7 +23,6 @@ from distill_ray.pipeline.run import write_origin
 from distill_ray.pipeline.training.train import train as run_training
 from distill_ray.records import Example, Message, examples_table
 from distill_ray.serving.calibration.calibrate import served_form
-from distill_ray.serving.routing.bundle import read_manifest
 from distill_ray.serving.routing.manifest import PromptForm
 
 ROWS_PER_FILE = 5_000
@@ -61,7 +60,7 @@ def training_config(config: RunConfig, work: Work, current: str | None) -> RunCo
 def _at_vendor(work: Work, form: PromptForm, trainer: OpenAITrainerConfig, current: str | None) -> dict[str, Any]:
     """Have a vendor train; what is in service there goes on."""
     if current is not None and work.config.flywheel.start_from == "current":
-        spec = read_manifest(work.bundles.path(current)).student
+        spec = work.bundles.manifest(current).student
         if (spec.kind, spec.base_url) != ("remote", trainer.base_url):
             raise ConfigError(
                 f"flywheel.start_from: current: the student in service is none that {trainer.base_url} has, so nothing "

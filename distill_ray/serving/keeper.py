@@ -3,10 +3,10 @@
     routers -> add(pairs)      -> store (one writer)
     routers -> exchange(...)   -> usage of all owners; metrics and last requests of all routers
     routers -> looks           -> what drift leads to (`watching.overseer`)
-    current.json, candidate    -> their students are up; the one before stays for a while (`students`)
+    what is current, candidate -> their students are up; the one before stays for a while (`students`)
 
-It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, what is current is a file. It
-holds the service's folder locked, so that no second service writes there; the kernel lets go when it dies.
+It may die and come back at any time: pairs wait in the routers' spools, usage is on disk, and so are the moves of the
+pointer. It holds the service's folder locked, so that no second service writes there; the kernel lets go when it dies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_ray.config import RunConfig
-from distill_ray.errors import DistillError
+from distill_ray.errors import BundleError, DistillError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.collecting.marks import settle
 from distill_ray.serving.collecting.pairs import Pair
@@ -30,7 +30,8 @@ from distill_ray.serving.events import Events
 from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
 from distill_ray.serving.names import AppNames, occupy
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import bundles_of
+from distill_ray.serving.routing.manifest import Manifest
 from distill_ray.serving.students import Students
 from distill_ray.serving.watching.overseer import Overseer
 from distill_ray.serving.watching.second_look import Look
@@ -58,7 +59,7 @@ class Keeper:
         # Here: nothing else of a service is there exactly once, however it was started.
         self._occupied = occupy(folder)
         self._run, self._folder, self._names = config, RunFolder(folder), names
-        self._bundles = Bundles(Path(folder) / "bundles")
+        self._bundles = bundles_of(config, folder)
         self._usage = Usage(self._saved_usage())
         self._families: dict[str, tuple[Family, ...]] = {}
         self._seen: dict[str, float] = {}
@@ -127,6 +128,7 @@ class Keeper:
 
     async def status(self) -> dict[str, Any]:
         """What the status page shows of the whole service."""
+        bundles = await asyncio.to_thread(self._installed)
         return {
             "figures": figures(self._all()),
             "recent": sorted(self._recent, key=lambda request: request["time"], reverse=True),
@@ -136,8 +138,15 @@ class Keeper:
             "stored_pairs": self._num_pairs,
             "deleted_pairs": self._num_deleted,
             "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
-            "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in self._bundles.list()],
+            "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in bundles],
         }
+
+    def _installed(self) -> list[Manifest]:
+        try:
+            return self._bundles.list()
+        except BundleError as error:  # the rest of the page has to be seen all the same
+            _LOG.warning("%s", error)
+            return []
 
     def _drift(self) -> dict[str, Any] | None:
         found = self._overseer.status()

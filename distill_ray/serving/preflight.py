@@ -8,13 +8,8 @@ from distill_ray.config import RunConfig
 from distill_ray.serving.front.keys import Keys, load_keys
 from distill_ray.serving.models.applications import require_runnable
 from distill_ray.serving.routing.bundle import load_bundle
-from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.bundles import Bundles, bundles_of
 from distill_ray.serving.routing.embedder import load_embedder
-
-
-def bundles_of(folder: str) -> Bundles:
-    """The bundles of the service in `folder`."""
-    return Bundles(Path(folder) / "bundles")
 
 
 def require_startable(config: RunConfig, folder: str, bundle: str | None) -> Keys:
@@ -29,7 +24,7 @@ def require_startable(config: RunConfig, folder: str, bundle: str | None) -> Key
         ConfigError: keys are required and there are none.
         ServingError: see `require_servable`.
     """
-    bundles = bundles_of(folder)
+    bundles = bundles_of(config, folder)
     keys = load_keys(config.serve.keys, str(Path(folder) / "keys.jsonl"), config.serve.host)
     require_servable(config, bundles, bundle or bundles.current())
     return keys
@@ -51,9 +46,11 @@ def require_servable(config: RunConfig, bundles: Bundles, bundle: str | None) ->
     embedder = load_embedder(config.serve.embedder)
     if bundle is None:
         return
-    folder = Path(bundle) if Path(bundle).is_dir() else bundles.path(bundle)
-    load_bundle(folder, embedder.identity)
-    require_runnable(config, folder)
+    if Path(bundle).is_dir():
+        load_bundle(Path(bundle), embedder.identity)
+        require_runnable(config, Path(bundle))
+    else:  # its weights are looked at by who promotes it
+        require_runnable(config, bundles.load(bundle, embedder.identity, with_student=False).folder)
 
 
 def put_in_service(bundles: Bundles, bundle: str) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
@@ -41,13 +42,15 @@ from distill_ray.serving.metrics import Metrics, exposition, figures
 from distill_ray.serving.models.answerers import judge_of, sampling_of, student_of, teacher_of
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.request import Asked, Live
-from distill_ray.serving.routing.bundle import Bundle, load_bundle
-from distill_ray.serving.routing.bundles import Bundles, Candidate
+from distill_ray.serving.routing.bundle import Bundle
+from distill_ray.serving.routing.bundles import bundles_of
 from distill_ray.serving.routing.embedder import BatchedEmbedder, load_embedder
+from distill_ray.serving.routing.moves import Candidate, State
 from distill_ray.serving.watching.overseer import read_floors
 from distill_ray.serving.watching.second_look import Look, SecondLooks, Trial
 
 WATCH_S, REPORT_S = 1.0, 1.0
+REFUSED_S = 10.0  # until a bundle that is not whole is read again: from a bucket that is a copy each time
 KEEPER_TIMEOUT_S = 30.0
 NUM_RECENT = 50
 NUM_LOOKS = 1000  # that wait for the keeper
@@ -73,11 +76,11 @@ class Router:
         self.limits = Limits(config.serve.limits)
         self.keys = load_keys(config.serve.keys, str(self._folder / "keys.jsonl"), config.serve.host)
         self._spool = self._open_spool()
-        self._bundles = Bundles(self._folder / "bundles")
+        self._bundles = bundles_of(config, folder)
         self._embedder, self._embedder_identity = self._load_embedder(config)
         self._read_bundles: dict[str, Bundle] = {}
         self._floors: dict[str, float] = {}
-        self._refused: set[str] = set()
+        self._refused: dict[str, float] = {}  # version -> when it is read again, on the monotonic clock
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._unreported: Counter[Entry] = Counter()
         self._found: deque[Look] = deque(maxlen=NUM_LOOKS)
@@ -105,8 +108,8 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve when the replica's event loop is there."""
-        await self._watch()  # the first request meets the current bundle
-        every = [(self._watch, WATCH_S), (self._report, REPORT_S)]
+        await self._attempt(self._watch)  # the first request meets the current bundle
+        every = [(self.dispatcher.look, WATCH_S), (self._watch, WATCH_S), (self._report, REPORT_S)]
         self._loops = [asyncio.create_task(self._repeat(what, seconds)) for what, seconds in every]
         if self._spool is not None:
             collect = self.config.collect
@@ -116,11 +119,14 @@ class Router:
     async def _repeat(self, what: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await what()
-            except Exception as error:  # the next round may go better; the service goes on meanwhile
-                _LOG.warning("%s: %s: %s", what.__name__, type(error).__name__, error)
-                self.metrics.errors.labels(what.__name__.strip("_")).inc()
+            await self._attempt(what)
+
+    async def _attempt(self, what: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await what()
+        except Exception as error:  # the next round may go better; the service goes on meanwhile
+            _LOG.warning("%s: %s: %s", what.__name__, type(error).__name__, error)
+            self.metrics.errors.labels(what.__name__.strip("_")).inc()
 
     # -- watch: which bundle ---------------------------------------------------------------------------------------
 
@@ -150,17 +156,16 @@ class Router:
         )
 
     async def _watch(self) -> None:
-        await self.dispatcher.look()
-        wanted = await asyncio.to_thread(self._bundles.current)
-        await self._follow(wanted)
-        candidate = await asyncio.to_thread(self._candidate)
-        self._try_out(await self._trial(candidate) if candidate is not None and candidate.version != wanted else None)
-        needed = {wanted, candidate.version if candidate is not None else None}
+        now = await asyncio.to_thread(self._bundles.state)
+        await self._follow(now)
+        tried = now.candidate if now.candidate is not None and now.candidate.share > 0 else None
+        self._try_out(await self._trial(tried) if tried is not None and tried.version != now.current else None)
+        needed = {now.current, tried.version if tried is not None else None}
         self._read_bundles = {version: self._read_bundles[version] for version in self._read_bundles.keys() & needed}
 
-    async def _follow(self, wanted: str | None) -> None:
+    async def _follow(self, now: State) -> None:
         """Serve with the current bundle as soon as that can be."""
-        live = self.dispatcher.live
+        wanted, live = now.current, self.dispatcher.live
         self._floors = await asyncio.to_thread(self._read_floors)
         if live.floor != self._floors.get(live.version, 0.0):
             self.dispatcher.set_floor(self._floors.get(live.version, 0.0))
@@ -173,7 +178,7 @@ class Router:
         if bundle is None:
             return
         student, floor = student_of(self._run, bundle.manifest, self._names), self._floors.get(wanted, 0.0)
-        follows = live.version in await asyncio.to_thread(self._bundles.earlier)
+        follows = live.version in now.versions[:-1]
         if await student.is_up():
             self._swap(self._with(bundle, student, floor))
             return
@@ -193,13 +198,14 @@ class Router:
         """A bundle, read once however long its student takes; None: it is not whole, and stays out of service."""
         if version in self._read_bundles:
             return self._read_bundles[version]
+        if time.monotonic() < self._refused.get(version, 0.0):
+            return None
         try:
-            folder = self._bundles.path(version)
-            bundle = await asyncio.to_thread(load_bundle, folder, self._embedder_identity, with_student=False)
+            bundle = await asyncio.to_thread(self._bundles.load, version, self._embedder_identity, with_student=False)
         except BundleError as error:
             if version not in self._refused:  # said once
                 _LOG.error("bundle %s stays out of service: %s", version, error)
-            self._refused.add(version)
+            self._refused[version] = time.monotonic() + REFUSED_S
             self.metrics.errors.labels("bundle").inc()
             return None
         self._read_bundles[version] = bundle
@@ -217,14 +223,6 @@ class Router:
             teacher_sampling=sampling_of(self._run) or manifest.teacher_sampling,
             floor=floor,
         )
-
-    def _candidate(self) -> Candidate | None:
-        """Which bundle is to be tried beside the current one."""
-        try:
-            candidate = self._bundles.candidate()
-        except BundleError:  # the keeper says it
-            return None
-        return candidate if candidate is not None and candidate.share > 0 else None
 
     async def _trial(self, candidate: Candidate) -> Trial | None:
         """A candidate that can be tried; None: its bundle is not whole, or its student not up."""

@@ -53,11 +53,12 @@ def _serve(path: Path, bundle: str | None, overrides: list[str]) -> None:
     from distill_ray.serving import app
     from distill_ray.serving.names import occupy, service_folder
     from distill_ray.serving.news import StudentNews, where
-    from distill_ray.serving.preflight import bundles_of, put_in_service, require_startable
+    from distill_ray.serving.preflight import put_in_service, require_startable
+    from distill_ray.serving.routing.bundles import bundles_of
 
     started = time.monotonic()
     folder = service_folder(loaded)
-    bundles = bundles_of(folder)
+    bundles = bundles_of(loaded, folder)
     app.require_port(loaded.serve.host, loaded.serve.port)
     for line in check_service(loaded):
         if line.startswith("warning: "):
@@ -89,10 +90,11 @@ def _write(path: Path, bundle: str | None, out: Path, overrides: list[str]) -> N
 
     from distill_ray.serving import app
     from distill_ray.serving.names import service_folder
-    from distill_ray.serving.preflight import bundles_of, put_in_service, require_startable
+    from distill_ray.serving.preflight import put_in_service, require_startable
+    from distill_ray.serving.routing.bundles import bundles_of
 
     folder = service_folder(loaded)
-    bundles = bundles_of(folder)
+    bundles = bundles_of(loaded, folder)
     require_startable(loaded, folder, bundle)
     text = yaml.safe_dump(app.serve_config(str(path), overrides, folder), sort_keys=False)
     try:
@@ -117,10 +119,11 @@ def promote(
     """
     loaded = load_config(config, overrides or [])
     from distill_ray.serving.names import service_folder
-    from distill_ray.serving.preflight import bundles_of, put_in_service, require_servable
+    from distill_ray.serving.preflight import put_in_service, require_servable
+    from distill_ray.serving.routing.bundles import bundles_of
 
     folder = service_folder(loaded)
-    bundles = bundles_of(folder)
+    bundles = bundles_of(loaded, folder)
     require_servable(loaded, bundles, bundle)
     before = bundles.current()
     version = put_in_service(bundles, bundle)
@@ -142,11 +145,10 @@ def rollback(
     """
     loaded = load_config(config, overrides or [])
     from distill_ray.serving.names import existing_service_folder
-    from distill_ray.serving.preflight import bundles_of
-    from distill_ray.serving.routing.bundles import NOTHING
+    from distill_ray.serving.routing.bundles import NOTHING, bundles_of
 
     folder = existing_service_folder(loaded)
-    bundles = bundles_of(folder)
+    bundles = bundles_of(loaded, folder)
     before = bundles.current()
     if before is None and version in (None, NOTHING):
         nothing = f"{os.path.relpath(folder)}: no bundle is in service; the teacher answers everything already"

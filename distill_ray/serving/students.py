@@ -1,6 +1,6 @@
 """Which students are up: the current bundle's, the one before it, and a candidate's. In the keeper.
 
-    current.json, candidate.json -> applications of Ray Serve -> students.json
+    what is current, the candidate -> applications of Ray Serve -> students.json
 
 `students.json` tells other processes: {"time", "students": {VERSION: {"state": "loading" | "up" | "failed", "why"}}}:
 why it failed, or what it waits for. `time` (seconds since the epoch) is of the last look, so an old one means that
@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve.api import RunTarget
 
 from distill_ray.config import RunConfig
-from distill_ray.errors import ApiError, BundleError, DistillError, first_line
+from distill_ray.errors import ApiError, DistillError, first_line
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.backends import SHUT, Backend
 from distill_ray.serving.bodies import with_defaults
@@ -30,7 +30,6 @@ from distill_ray.serving.events import Events
 from distill_ray.serving.models.answerers import student_of
 from distill_ray.serving.models.applications import student_application, why_failed, why_waiting
 from distill_ray.serving.names import AppNames
-from distill_ray.serving.routing.bundle import read_manifest
 from distill_ray.serving.routing.bundles import Bundles
 
 GRACE_S = 600.0  # a student stays up so long after another has followed it
@@ -76,8 +75,8 @@ class Students:
 
     async def round(self) -> None:
         """Start what is wanted, look whether it is up, end what has not been wanted for a while. Every second or so."""
-        versions = await asyncio.to_thread(self._bundles.versions)
-        candidate = await asyncio.to_thread(self._candidate)
+        now = await asyncio.to_thread(self._bundles.state)
+        versions, candidate = now.versions, now.candidate.version if now.candidate is not None else None
         self._served.update(versions)
         wanted = list(dict.fromkeys([*versions[-1:], *([candidate] if candidate else [])]))
         apps = (await asyncio.to_thread(serve.status)).applications
@@ -91,14 +90,6 @@ class Students:
         self._tell(states, candidate)
         await asyncio.to_thread(self._write, states)
         await self._end(apps, kept)
-
-    def _candidate(self) -> str | None:
-        try:
-            candidate = self._bundles.candidate()
-        except BundleError as error:  # the current student has to come up all the same
-            _LOG.error("%s", error)
-            return None
-        return candidate.version if candidate is not None else None
 
     # -- one student ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +117,7 @@ class Students:
     def _start(self, version: str) -> str | None:
         """Bring one up; returns why that cannot be, and does not wait for it."""
         try:
-            application = student_application(self._run, self._bundles.path(version), self._names, self._folder)
+            application = student_application(self._run, self._bundles, version, self._names, self._folder)
             if application is None:
                 self._elsewhere.add(version)
                 return None
@@ -151,7 +142,7 @@ class Students:
 
     async def _warm(self, version: str) -> None:
         """Raises ApiError, TimeoutError: it does not answer."""
-        manifest = await asyncio.to_thread(read_manifest, self._bundles.path(version))
+        manifest = await asyncio.to_thread(self._bundles.manifest, version)
         spec = manifest.student
         body = with_defaults({"messages": spec.form.messages([{"role": "user", "content": _WARM}])}, spec.sampling)
         if version not in self._backends:

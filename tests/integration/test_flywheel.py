@@ -104,7 +104,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, local_ray: None, embedder_ca
 def test_a_first_student_is_promoted_out_of_nothing(story: Story) -> None:
     assert (story.first.outcome, story.first.why) == ("promoted", [])
     version = story.first.version
-    assert version == story.bundles.history()[0]["version"]
+    assert version == story.bundles.history()[0].version
     bundle = load_bundle(story.bundles.path(str(version)), None)
     assert bundle.manifest.threshold <= 1
     assert bundle.manifest.summary["share"] > 0.5

@@ -1,28 +1,39 @@
-"""A run whose queries and folder are in a bucket, against an S3 server on loopback: the commands as a user types them.
+"""What lives in a bucket, against an S3 server on loopback: pairs, bundles, and a run by the commands as a user types.
 
 Not covered here: other stores than S3.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import os
+import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import s3fs
 
+from distill_ray.config import parse_config
 from distill_ray.config.serve import StoreConfig
-from distill_ray.errors import StoreError
+from distill_ray.errors import BundleError, LeaseLost, StoreError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.collecting.store import Lease, Selection, make_store
+from distill_ray.serving.models.student import InstalledStudent, engine_here
+from distill_ray.serving.numbered import NumberedFiles
+from distill_ray.serving.routing.bundles import Bundles, bundles_of
+from distill_ray.serving.routing.moves import Candidate, Moves, State
 from tests.unit.lease_runner import swap
 from tests.unit.pair_maker import pair, pairs
+from tests.unit.small_bundle import write_small_bundle
 
 NUM_ROWS = 60
 
@@ -134,3 +145,223 @@ def test_a_bucket_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPat
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match="cannot use the store of pairs"):
         make_store(StoreConfig(url=f"{bucket}/pairs"), "").add(pairs(1))
+
+
+# -- the bundles of a service ------------------------------------------------------------------------------------------
+
+A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Bundles that are not installed yet."""
+    monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path / "cache"))
+    created = {A: "2026-01-01", B: "2026-01-02", C: "2026-01-03"}
+    return {v: write_small_bundle(tmp_path / "made" / v, version=v, created=created[v]) for v in (A, B, C)}
+
+
+@pytest.fixture
+def bundles(bucket: str, made: dict[str, Path]) -> Bundles:
+    found = Bundles(f"{bucket}/service-{secrets.token_hex(4)}/bundles")
+    for version, folder in made.items():
+        assert found.install(folder) == version
+    return found
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the bucket is asked, from now on."""
+    asked: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def noted(self: s3fs.S3FileSystem, method: str, *arguments: Any, **named: Any) -> Any:
+        asked.append(method)
+        return await call(self, method, *arguments, **named)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", noted)
+    return asked
+
+
+def keys(url: str) -> list[str]:
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    return [path.removeprefix(url.removeprefix("s3://") + "/") for path in fs.find(url)]
+
+
+def test_bundles_live_in_a_bucket(bundles: Bundles) -> None:
+    other = Bundles(bundles.url)
+    assert (other.current(), [manifest.version for manifest in other.list()]) == (None, [A, B, C])
+    bundles.promote(A)
+    bundles.promote(B)
+    assert other.versions() == [A, B]
+    other.set_candidate(Candidate(C, share=0.5, max_tokens=100))
+    assert bundles.candidate() == Candidate(C, 0.5, 100)
+    other.fence(2)
+    with pytest.raises(LeaseLost, match="lease 2, this one has 1"):
+        bundles.promote(C, token=1)
+    assert bundles.rollback(only_from=B) == A
+    bundles.set_candidate(None)
+    assert [(move.action, move.version, move.before) for move in other.history()] == [
+        ("promote", A, None),
+        ("promote", B, A),
+        ("rollback", A, B),
+    ]
+    assert (other.state(), other.num_moves()) == (bundles.state(), 6)
+    with pytest.raises(BundleError, match=rf"no bundle 'd+' is installed; there are: {A}, {B}, {C}"):
+        other.promote("d" * 12)
+
+
+def test_who_asks_a_bucket_every_second_what_is_current_makes_one_request(
+    bundles: Bundles, requests: list[str]
+) -> None:
+    bundles.promote(A)
+    router = Bundles(bundles.url)
+    assert router.current() == A
+    requests.clear()
+    assert [router.state().current for _ in range(3)] == [A] * 3
+    assert requests == ["get_object"] * 3
+    bundles.promote(B)
+    requests.clear()
+    assert router.state().current == B
+    assert requests == ["get_object"] * 2
+
+
+def test_several_that_move_at_once_in_a_bucket_lose_no_move(bundles: Bundles) -> None:
+    def race(number: int) -> int:
+        own = Bundles(bundles.url)
+        for turn in range(6):
+            own.promote((A, B, C)[(number + turn) % 3])
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(race, range(4))) == [0, 1, 2, 3]
+    moves = Bundles(bundles.url).history()
+    assert [move.number for move in moves] == list(range(1, len(moves) + 1))
+    versions: tuple[str, ...] = ()
+    for move in moves:
+        assert (move.action, move.before, move.state.versions) == (
+            "promote",
+            versions[-1] if versions else None,
+            (*versions, move.version),
+        )
+        versions = move.state.versions
+    assert len(moves) >= 6
+
+
+def test_two_that_promote_at_the_same_moment_make_a_move_each(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, both = NumberedFiles.make, threading.Barrier(2)
+    tries: list[int] = []
+
+    def make_together(self: NumberedFiles, number: int, content: bytes) -> bool:
+        tries.append(number)
+        if number == 1:
+            both.wait(30)  # both have seen that nothing is current
+        return make(self, number, content)
+
+    monkeypatch.setattr(NumberedFiles, "make", make_together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda version: Bundles(bundles.url).promote(version), (A, B)))
+    assert sorted(tries) == [1, 1, 2]
+    first, second = bundles.history()
+    assert {first.version, second.version} == {A, B}
+    assert (second.before, bundles.versions()) == (first.version, [first.version, second.version])
+
+
+def test_a_node_copies_a_bundle_once_and_without_weights_where_nobody_runs_the_student(
+    bundles: Bundles, made: dict[str, Path], requests: list[str], tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        [folder] = set(pool.map(lambda _: Bundles(bundles.url).path(A), range(4)))
+    num_files = len([path for path in made[A].rglob("*") if path.is_file()])
+    assert requests.count("get_object") <= num_files + 4  # each asks for bundle.json, one for the files
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == {
+        path.relative_to(made[A]): path.read_bytes() for path in made[A].rglob("*") if path.is_file()
+    }
+    requests.clear()
+    assert bundles.path(A) == folder
+    assert requests.count("get_object") == 1
+    light = bundles.load(B, None, with_student=False)
+    assert (light.version, light.student_folder.exists()) == (B, False)
+    assert bundles.load(B, None).student_folder.exists()
+
+
+def test_a_damaged_object_reaches_no_node_and_installing_again_replaces_it(
+    bundles: Bundles, made: dict[str, Path], tmp_path: Path
+) -> None:
+    fsspec.filesystem("s3").pipe_file(f"{bundles.url}/{A}/curve.json", b"x")
+    with pytest.raises(BundleError, match=rf"^{bundles.url}/{A}/curve\.json: damaged .*install the bundle again"):
+        bundles.path(A)
+    assert not list((tmp_path / "cache").rglob("curve.json"))
+    bundles.install(made[A])
+    assert bundles.load(A, None).version == A
+    (bundles.path(A) / "curve.json").write_text("x")
+    with pytest.raises(BundleError, match="sha256"):
+        bundles.load(A, None)
+    bundles.install(made[A])
+    assert bundles.load(A, None).version == A
+
+
+def test_half_of_a_bundle_in_a_bucket_is_none(bundles: Bundles, made: dict[str, Path]) -> None:
+    fs = fsspec.filesystem("s3")
+    fs.rm_file(f"{bundles.url}/{A}/bundle.json")
+    fs.pipe_file(f"{bundles.url}/{A}/left-over.json", b"{}")
+    fs.rm_file(f"{bundles.url}/{B}/entries.arrow")
+    assert [manifest.version for manifest in bundles.list()] == [B, C]
+    with pytest.raises(BundleError, match=f"no bundle '{A}' is installed"):
+        bundles.promote(A)
+    with pytest.raises(BundleError, match=r"entries\.arrow: missing; install the bundle again"):
+        bundles.promote(B)
+    for version in (A, B):
+        bundles.install(made[version])
+        bundles.promote(version)
+    assert not [key for key in keys(bundles.url) if "left-over" in key]
+
+
+def test_old_bundles_leave_a_bucket_and_one_that_is_promoted_meanwhile_stays(
+    bundles: Bundles, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.promote(C)
+    copy = bundles.path(B)
+    before, state, asked = keys(bundles.url), Bundles.state, list[None]()
+
+    def promoted_meanwhile(self: Bundles) -> State:
+        asked.append(None)
+        if len(asked) == 2:  # it is about to go, and nobody finds it any more
+            assert set(before) - set(keys(bundles.url)) == {f"{A}/bundle.json"}
+            Moves(bundles.url).change("promote", lambda now: dataclasses.replace(now, versions=(*now.versions, A)))
+        return state(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundles, "state", promoted_meanwhile)
+        assert bundles.prune(2) == []
+    assert set(before) < set(keys(bundles.url))
+    assert bundles.prune(2) == [B]
+    assert not copy.exists()
+    assert not [key for key in keys(bundles.url) if key.startswith(B)]
+    assert [manifest.version for manifest in bundles.list()] == [A, C]
+
+
+def test_a_student_in_a_bucket_is_run_from_files_of_the_node(bundles: Bundles) -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    config = parse_config({**raw, "serve": {"student": {"type": "hf", "gpus": 0}, "bundles": bundles.url}})
+    assert bundles_of(config, "/not/used").url == bundles.url
+    engine = asyncio.run(engine_here(InstalledStudent(config, bundles.url, A)))
+    assert engine.model == str(bundles.path(A) / "student")
+    assert (Path(engine.model) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_bundles_of_a_bucket_that_is_away_are_an_error_of_ours(
+    bundles: Bundles, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.promote(A)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    away = Bundles(bundles.url)
+    for use in (away.current, away.list, lambda: away.promote(B), lambda: away.install(made[A]), lambda: away.path(A)):
+        with pytest.raises(
+            BundleError, match=r"cannot use the bundles .* check serve\.bundles .* credentials in the env"
+        ):
+            use()

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from distill_ray.serving.routing.conversation import request_key
 from distill_ray.serving.routing.embedder import load_embedder
 from distill_ray.serving.routing.index import NearestIndex
 from distill_ray.serving.routing.manifest import PromptForm, StudentSpec
+from distill_ray.serving.routing.moves import Moves
 from tests.integration.running_service import Service, serving, until
 from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import REQUESTS, body, manifest
@@ -312,17 +313,16 @@ def test_a_bundle_is_changed_and_gone_back_from_under_load_without_a_gap_or_a_mi
 def test_a_damaged_bundle_stays_out_of_service(service: Service, tmp_path: Path) -> None:
     installed = service.folder / "service" / "bundles" / "aaaaaaaaaaa3"
     shutil.copytree(make_bundle(tmp_path / "bundle-three", "aaaaaaaaaaa3"), installed)
-    pointer = service.folder / "service" / "bundles" / "current.json"
-    before = pointer.read_text()
+    moves = Moves(str(service.folder / "service" / "bundles"))
     (installed / "entries.arrow").write_bytes(b"damaged")
-    versions = [*json.loads(before)["versions"], "aaaaaaaaaaa3"]
+    before = moves.state().versions
     try:
-        pointer.write_text(json.dumps({"version": versions[-1], "versions": versions}))  # as nobody should
+        moves.change("promote", lambda now: replace(now, versions=(*before, "aaaaaaaaaaa3")))  # as nobody should
         time.sleep(3)
         assert service.ask(REQUESTS[0]).headers["x-distill-bundle"] == ONE
         until(lambda: service.status()["figures"]["errors"].get("bundle"))
     finally:
-        pointer.write_text(before)
+        moves.change("rollback", lambda now: replace(now, versions=before))
     until(lambda: by_the_student(service))
 
 

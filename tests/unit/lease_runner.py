@@ -49,7 +49,7 @@ def main(folder: str, machine: str = "", beat_s: str = "10", ttl_s: str = "60") 
             try:
                 answer: Any = None
                 if command == "hold":
-                    held = stack.enter_context(lease.hold(store, folder))
+                    held = stack.enter_context(lease.hold(store, folder, bundles))
                     answer = held.token
                 elif command == "release":
                     stack.close()

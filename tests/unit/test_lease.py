@@ -6,6 +6,7 @@ with another name, see `lease_runner`).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,9 +24,10 @@ import pytest
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import BundleError, FlywheelError, LeaseLost, StoreError
 from distill_ray.flywheel import lease
-from distill_ray.flywheel.lease import Held, hold
+from distill_ray.flywheel.lease import Held
 from distill_ray.serving.collecting.store import Lease, PairStore, Where, make_store
-from distill_ray.serving.collecting.store.lease_files import KEPT_FILES, LeaseFiles
+from distill_ray.serving.collecting.store.lease_files import KEPT_FILES
+from distill_ray.serving.numbered import NumberedFiles
 from distill_ray.serving.routing.bundles import Bundles
 from tests.unit.pair_maker import pairs
 from tests.unit.small_bundle import write_small_bundle
@@ -33,6 +35,12 @@ from tests.unit.test_stores import STORES, opener
 
 A, B = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 ELSEWHERE = Where("gpu-7", "another kernel", 12, 34, "2026-01-02T03:04:05+00:00", "/srv/mail")
+
+
+def hold(
+    store: PairStore, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> contextlib.AbstractContextManager[Held]:
+    return lease.hold(store, folder, Bundles(folder / "bundles"), say)
 
 
 @pytest.fixture(params=STORES)
@@ -341,9 +349,9 @@ def test_of_two_stores_for_one_service_the_later_one_counts(tmp_path: Path) -> N
 
 
 def test_a_damaged_fence_is_an_error_of_ours(tmp_path: Path) -> None:
-    (tmp_path / "bundles").mkdir()
-    (tmp_path / "bundles" / "fence.json").write_text("{")
-    with pytest.raises(BundleError, match=r"fence\.json: damaged"), hold(make_store(StoreConfig(), tmp_path), tmp_path):
+    (tmp_path / "bundles" / "moves").mkdir(parents=True)
+    (tmp_path / "bundles" / "moves" / f"{1:020d}.json").write_text("{")
+    with pytest.raises(BundleError, match=r"1\.json: damaged"), hold(make_store(StoreConfig(), tmp_path), tmp_path):
         pass
 
 
@@ -449,16 +457,16 @@ def test_beats_do_not_fill_the_disk(tmp_path: Path) -> None:
 def test_a_file_that_is_made_again_after_a_clean_up_is_no_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with lance-format/lance#3718: whoever sleeps before he makes a file may find its number free again."""
     sleeper, other = (make_store(StoreConfig(), tmp_path) for _ in range(2))
-    make = LeaseFiles._make
+    make = NumberedFiles.make
 
-    def make_late(self: LeaseFiles, number: int, content: bytes) -> None:
-        monkeypatch.setattr(LeaseFiles, "_make", make)
+    def make_late(self: NumberedFiles, number: int, content: bytes) -> bool:
+        monkeypatch.setattr(NumberedFiles, "make", make)
         theirs = taken_elsewhere(other)
         for _ in range(KEPT_FILES + 1):
             theirs = beaten(other, theirs)
-        make(self, number, content)
+        return make(self, number, content)
 
-    monkeypatch.setattr(LeaseFiles, "_make", make_late)
+    monkeypatch.setattr(NumberedFiles, "make", make_late)
     assert not sleeper.swap_lease(Lease(), Lease(1, 0, "sleeper"))
     assert (tmp_path / "pairs" / "pairs_lease" / f"{1:020d}.json").exists()
     assert (other.lease().holder, other.lease().beat) == ("theirs", KEPT_FILES + 1)

@@ -100,6 +100,24 @@ def test_going_back_takes_back_only_what_the_later_bundle_brought(store: LanceSt
     assert store.count(ALL) == len(PAIRS)
 
 
+def test_a_move_while_marks_are_made_is_settled_too(
+    store: LanceStore, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.promote(A)
+    mark = LanceStore.mark_indexed
+
+    def promoted_meanwhile(self: LanceStore, ids: list[str], version: str) -> int:
+        monkeypatch.undo()
+        bundles.promote(B)
+        assert settle(bundles, self) == (8, 0)  # somebody else is faster
+        bundles.rollback(NOTHING)
+        return mark(self, ids, version)
+
+    monkeypatch.setattr(LanceStore, "mark_indexed", promoted_meanwhile)
+    settle(bundles, store)
+    assert (bundles.current(), marks(store)) == (None, {})
+
+
 moves = st.lists(st.tuples(st.sampled_from([A, B, C, "back", NOTHING]), st.booleans()), min_size=1, max_size=8)
 
 

@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in (A, B, C, RAW):
         summary = MEASURED if version != RAW else {"share": 0.8}
         bundles.install(write_small_bundle(folder / version, version=version, summary=summary))
-    return bundles.folder
+    return Path(bundles.url)
 
 
 class Keeper:

@@ -19,7 +19,8 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving import replica
 from distill_ray.serving.backends import RemoteBackend, student_server
 from distill_ray.serving.models.answerers import student_of
-from distill_ray.serving.models.applications import require_runnable, student_application, student_engine
+from distill_ray.serving.models.applications import require_runnable, student_application
+from distill_ray.serving.models.student import student_engine
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.request import Live
 from distill_ray.serving.routing.bundle import load_bundle, read_manifest
@@ -117,7 +118,9 @@ def test_the_bundle_says_where_its_student_is_whatever_runs_students_here(
     engine = student_engine(loaded, folder)
     assert isinstance(engine, OpenAIEngineConfig)
     assert (engine.model, engine.base_url, engine.api_key_env) == ("ft:small:1", URL, "VENDOR_KEY")
-    assert student_application(loaded, folder, AppNames("small"), RunFolder(tmp_path)) is None
+    bundles = Bundles(tmp_path / "installed")
+    version = bundles.install(folder)
+    assert student_application(loaded, bundles, version, AppNames("small"), RunFolder(tmp_path)) is None
     backend = student_of(loaded, read_manifest(folder), AppNames("small"))
     assert isinstance(backend, RemoteBackend)
     assert backend.name == "openai:ft:small:1"

@@ -18,7 +18,7 @@ from distill_ray.pipeline.check import check_service
 from distill_ray.serving import app, names, news, preflight
 from distill_ray.serving.names import occupy
 from distill_ray.serving.news import StudentNews, where
-from distill_ray.serving.preflight import bundles_of
+from distill_ray.serving.routing.bundles import Bundles
 from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.scripted_server import Reply, ScriptedServer
 from tests.unit.small_bundle import WordEmbedder, remote_spec, write_small_bundle
@@ -62,7 +62,7 @@ def made(version: str, **changes: Any) -> str:
 
 
 def current() -> str | None:
-    return bundles_of("services/mine").current()
+    return Bundles("services/mine/bundles").current()
 
 
 # -- the pointer moves last ------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_the_student_is_said_to_be_up_when_it_is(run, monkeypatch: pytest.Monkey
             return health
 
     monkeypatch.setattr(news.httpx, "get", lambda url, **_: Response())
-    bundles = bundles_of("services/mine")
+    bundles = Bundles("services/mine/bundles")
     found = StudentNews(config(), bundles, 0.0)
     assert found.line() == "no bundle is in service yet: the teacher answers everything"
     assert found.line() is None

@@ -17,8 +17,9 @@ from distill_ray.config.engine import Replicas
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.models import engine
-from distill_ray.serving.models.applications import require_runnable, scaled, student_engine
+from distill_ray.serving.models.applications import require_runnable, scaled
 from distill_ray.serving.models.engine import EngineModel
+from distill_ray.serving.models.student import student_engine
 from distill_ray.serving.routing.manifest import StudentSpec
 from tests.unit.small_bundle import write_small_bundle
 

@@ -272,17 +272,6 @@ def test_the_file_has_a_heartbeat(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     run(story)
 
 
-def test_a_damaged_candidate_keeps_nobody_from_the_current_student(rig: Rig) -> None:
-    rig.bundles.promote(A)
-    (rig.bundles.folder / "candidate.json").write_text("{")
-    rig.serve.first = "RUNNING"
-
-    async def story() -> None:
-        assert await rig.round(3) == {A: UP}
-
-    run(story)
-
-
 def test_students_that_a_server_runs_are_up_when_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = {"type": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
     rig = make(tmp_path, monkeypatch, student=url)

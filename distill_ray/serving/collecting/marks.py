@@ -1,7 +1,7 @@
 """Which pairs count as learnt: those in the index of a bundle that serves, or did on the way to the one that does.
 
-`indexed` and `indexed_by` follow the pointer, never lead it: `settle` makes them say what `current.json` says, whoever
-moved it and wherever he was killed. It may run at any time, any number of times.
+`indexed` and `indexed_by` follow the pointer, never lead it: `settle` makes them say what it says, whoever moved it and
+wherever he was killed. It may run at any time, any number of times, and several times at once.
 """
 
 from __future__ import annotations
@@ -27,20 +27,31 @@ def settle(bundles: Bundles, store: PairStore) -> tuple[int, int]:
     Raises:
         StoreError: the store cannot be used; the next time will do.
     """
-    with bundles.locked():
-        versions = bundles.versions()
-        marked: dict[str, str] = {}
-        for batch in store.scan(Selection(indexed=True), ["pair_id", "indexed_by"]):
-            marked.update(zip(batch["pair_id"].to_pylist(), batch["indexed_by"].to_pylist(), strict=True))
-        num_unmarked = sum(store.unmark_indexed(gone) for gone in sorted(set(marked.values()) - set(versions)))
-        known = {pair_id for pair_id, version in marked.items() if version in versions}
-        num_marked = 0
-        for version in dict.fromkeys(versions):
-            with contextlib.suppress(BundleError):  # not installed any more: its marks stay as they are
-                ids = [pair_id for pair_id in learnt_pairs(bundles.path(version)) if pair_id not in known]
-                num_marked += store.mark_indexed(ids, version)
-                known.update(ids)
-        return num_marked, num_unmarked
+    num_marked = num_unmarked = 0
+    versions, settled = bundles.versions(), None
+    while (
+        versions != settled
+    ):  # whoever was at it with what the pointer said before looks once more after his last mark
+        marked_now, unmarked_now = _settle(versions, bundles, store)
+        num_marked, num_unmarked = num_marked + marked_now, num_unmarked + unmarked_now
+        versions, settled = bundles.versions(), versions
+    return num_marked, num_unmarked
+
+
+def _settle(versions: list[str], bundles: Bundles, store: PairStore) -> tuple[int, int]:
+    marked: dict[str, str] = {}
+    for batch in store.scan(Selection(indexed=True), ["pair_id", "indexed_by"]):
+        marked.update(zip(batch["pair_id"].to_pylist(), batch["indexed_by"].to_pylist(), strict=True))
+    num_unmarked = sum(store.unmark_indexed(gone) for gone in sorted(set(marked.values()) - set(versions)))
+    known = {pair_id for pair_id, version in marked.items() if version in versions}
+    num_marked = 0
+    for version in dict.fromkeys(versions):
+        with contextlib.suppress(BundleError):  # not installed any more: its marks stay as they are
+            folder = bundles.path(version, with_student=False)
+            ids = [pair_id for pair_id in learnt_pairs(folder) if pair_id not in known]
+            num_marked += store.mark_indexed(ids, version)
+            known.update(ids)
+    return num_marked, num_unmarked
 
 
 def learnt_pairs(bundle: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What of a config and a bundle becomes a Serve application, and how it grows."""
+"""What becomes a Serve application, and how it grows."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from typing import Any
 
 from ray import serve
 
-from distill_ray.config import HfEngineConfig, OpenAIEngineConfig, RunConfig, VllmEngineConfig
+from distill_ray.config import OpenAIEngineConfig, RunConfig, VllmEngineConfig
 from distill_ray.config.engine import BaseEngineConfig, Replicas
 from distill_ray.config.serve import ScalingConfig
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.capacity import on_nodes
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.serving.backends import student_server
 from distill_ray.serving.models.engine import EngineModel
+from distill_ray.serving.models.student import InstalledStudent, student_engine
 from distill_ray.serving.models.vllm import VllmModel
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundle import read_manifest
+from distill_ray.serving.routing.bundles import Bundles
 
 # ray.serve._private.deployment_state, of replicas "to be scheduled"
 _UNPLACED = re.compile(r"required for each replica: (?P<needed>.+?), total resources available: (?P<free>\{.*?\})")
 
 
-def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling: ScalingConfig) -> serve.Application:
+def application(
+    config: BaseEngineConfig,
+    role: str,
+    folder: RunFolder,
+    scaling: ScalingConfig,
+    installed: InstalledStudent | None = None,
+) -> serve.Application:
     """The Serve application of a model.
 
     Args:
@@ -33,6 +40,7 @@ def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling:
         role: "teacher" or "student-VERSION"; names its log.
         folder: the service's, for logs.
         scaling: when replicas are added.
+        installed: the student that this is the engine of, where it is one.
     """
     options: dict[str, Any] = {
         "name": role,
@@ -53,7 +61,7 @@ def application(config: BaseEngineConfig, role: str, folder: RunFolder, scaling:
             options["placement_group_bundle_label_selector"] = [dict(config.node_labels)] * len(bundles)
     model = VllmModel if isinstance(config, VllmEngineConfig) else EngineModel
     deployment: Any = serve.deployment(model, ray_actor_options=actor, **options)
-    return deployment.bind(config, role, folder)
+    return deployment.bind(installed or config, role, folder)
 
 
 def scaled(replicas: Replicas, scaling: ScalingConfig) -> dict[str, Any]:
@@ -69,40 +77,6 @@ def scaled(replicas: Replicas, scaling: ScalingConfig) -> dict[str, Any]:
             "downscale_delay_s": scaling.downscale_delay_s,
         }
     }
-
-
-def student_engine(config: RunConfig, folder: Path) -> BaseEngineConfig:
-    """What runs the student of the bundle in `folder`.
-
-    Raises:
-        BundleError: it cannot be read.
-        ConfigError: that engine cannot run this student.
-    """
-    spec = read_manifest(folder).student
-    server = student_server(config, spec)
-    if server is not None:
-        return server
-    engine = config.serve.student
-    if engine is None:
-        engine = HfEngineConfig() if spec.is_encoder_decoder else VllmEngineConfig(gpus=config.teacher.num_gpus and 1)
-    if spec.is_encoder_decoder and isinstance(engine, VllmEngineConfig):
-        raise ConfigError("serve.student: vLLM runs no encoder-decoder models, and this student is one; take type hf")
-    if not isinstance(engine, VllmEngineConfig | HfEngineConfig):
-        return engine
-    student = str(folder / "student")
-    values: dict[str, Any] = {
-        "model": spec.base if spec.kind == "adapter" else student,
-        "adapter": student if spec.kind == "adapter" else None,
-        "revision": spec.revision,
-        "trust_remote_code": spec.trust_remote_code,
-        "chat_template": str(folder / spec.chat_template) if spec.chat_template else None,
-        "chat_template_kwargs": spec.chat_template_kwargs,
-        "sampling": spec.sampling,
-        "gpus": engine.num_gpus,
-    }
-    if isinstance(engine, VllmEngineConfig):
-        values["engine_kwargs"] = {**config.student.engine_kwargs, **engine.engine_kwargs}
-    return engine.model_copy(update=values)
 
 
 def why_failed(status: Any) -> str | None:
@@ -139,9 +113,12 @@ def require_runnable(config: RunConfig, folder: Path) -> None:
         )
 
 
-def student_application(config: RunConfig, folder: Path, names: AppNames, logs: RunFolder) -> serve.Application | None:
-    """The student of the bundle in `folder`; None: it is a server somewhere else. Raises as `student_engine`."""
-    engine, version = student_engine(config, folder), read_manifest(folder).version
+def student_application(
+    config: RunConfig, bundles: Bundles, version: str, names: AppNames, logs: RunFolder
+) -> serve.Application | None:
+    """The student of an installed bundle; None: it is a server somewhere else. Raises as `student_engine`."""
+    engine = student_engine(config, bundles.path(version, with_student=False))
     if isinstance(engine, OpenAIEngineConfig):
         return None
-    return application(engine, names.student(version), logs, config.serve.scaling)
+    installed = InstalledStudent(config, bundles.url, version)
+    return application(engine, names.student(version), logs, config.serve.scaling, installed)

@@ -21,6 +21,7 @@ from distill_ray.records import Completion, Message
 from distill_ray.serving.backends import Method
 from distill_ray.serving.chunks import as_chunks
 from distill_ray.serving.front.wire import wrong_part
+from distill_ray.serving.models.student import InstalledStudent, engine_here
 
 # What `EngineModel` passes on, and what says nothing about the answer.
 _KNOWN = frozenset(
@@ -46,10 +47,10 @@ class EngineModel:
     Its answers are made whole and, where a stream is asked for, sent as one chunk.
     """
 
-    async def __init__(self, config: BaseEngineConfig, role: str, folder: RunFolder) -> None:
+    async def __init__(self, config: BaseEngineConfig | InstalledStudent, role: str, folder: RunFolder) -> None:
         redirect_output(folder, f"{role}-{os.getpid()}")
-        self._config, self._name = config, role
-        self._engine = make_engine(config)  # type: ignore[arg-type]
+        self._config, self._name = await engine_here(config), role
+        self._engine = make_engine(self._config)
         await self._engine.start()
 
     async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:

@@ -15,6 +15,7 @@ from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.backends import Method
 from distill_ray.serving.front.wire import wrong_part
+from distill_ray.serving.models.student import InstalledStudent, engine_here
 
 ADAPTED = "adapted"  # how vLLM calls the base model with the adapter on
 
@@ -25,15 +26,16 @@ class VllmModel:
     Our deployment holds the server instead of being one: what starts it needs no vLLM then, and its limits are ours.
     """
 
-    async def __init__(self, config: VllmEngineConfig, role: str, folder: RunFolder) -> None:
+    async def __init__(self, config: VllmEngineConfig | InstalledStudent, role: str, folder: RunFolder) -> None:
         redirect_output(folder, f"{role}-{os.getpid()}")
-        if config.num_gpus == 0:
+        engine: VllmEngineConfig = await engine_here(config)
+        if engine.num_gpus == 0:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # see engines/vllm.py
         from ray.serve.llm import LLMServer
 
-        self._model = ADAPTED if config.adapter else role
-        self._server = LLMServer.sync_init(_llm_config(config, role))
+        self._model = ADAPTED if engine.adapter else role
+        self._server = LLMServer.sync_init(_llm_config(engine, role))
         await self._server.start()
 
     async def answer(self, method: Method, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:

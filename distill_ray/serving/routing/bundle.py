@@ -19,10 +19,10 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -145,45 +145,67 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "bundle.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise BundleError(
             f"{folder}: no bundle here (no bundle.json); make one with `distill-ray calibrate`"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _damaged(path, str(error)) from error
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """The same of its content, wherever that is from. Raises BundleError: it is changed, or of another format."""
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise _damaged(place, str(error)) from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
-        raise BundleError(f"{path}: format {found!r}, and this version of distill-ray reads {FORMAT}; calibrate again")
+        raise BundleError(f"{place}: format {found!r}, and this version of distill-ray reads {FORMAT}; calibrate again")
     try:
         manifest = Manifest.model_validate(record)
     except ValidationError as error:
-        raise _damaged(path, f"{error.error_count()} keys are wrong") from error
+        raise _damaged(place, f"{error.error_count()} keys are wrong") from error
     if seal_of(record) != manifest.seal:
-        raise _damaged(path, "its content is not what was written")
+        raise _damaged(place, "its content is not what was written")
     return manifest
 
 
-def check_files(folder: Path, manifest: Manifest, *, with_student: bool = True) -> None:
+def check_files(folder: Path, manifest: Manifest, *, with_student: bool = True, place: str | None = None) -> None:
     """Hold every file against its hash.
 
     Args:
         folder: of the bundle.
         manifest: of it.
-        with_student: False leaves out reading the weights again, for who does not load them.
+        with_student: False leaves the weights out, for who does not load them: they need not be there.
+        place: what the folder is a copy of; for people.
 
     Raises:
         BundleError: a file is changed, missing, not listed, or of a kind that a bundle may not hold.
     """
-    there = set(_visible_files(folder, hidden=True)) - {"bundle.json"}
-    for file in sorted(there - manifest.files.keys()):
-        raise BundleError(f"{folder / file}: not a part of this bundle; remove the file or install the bundle again")
+    place = place or str(folder)
+    check_names(_visible_files(folder, hidden=True), manifest, place, with_student=with_student)
     for file, expected in sorted(manifest.files.items()):
-        if file not in there:
-            raise BundleError(f"{folder / file}: missing; install the bundle again")
-        _require_safe(folder / file)
-        if (with_student or not file.startswith("student/")) and _sha256(folder / file) != expected:
-            raise _damaged(folder / file, "its sha256 is not what was written")
+        _require_no_link(folder / file)
+        if (with_student or not is_of_student(file)) and _sha256(folder / file) != expected:
+            raise _damaged(f"{place}/{file}", "its sha256 is not what was written")
+
+
+def check_names(names: Iterable[str], manifest: Manifest, place: str, *, with_student: bool = True) -> None:
+    """Hold the files that are there against those that a bundle lists. Raises as `check_files`."""
+    there = set(names) - {"bundle.json"}
+    for file in sorted(there - manifest.files.keys()):
+        raise BundleError(f"{place}/{file}: not a part of this bundle; remove the file or install the bundle again")
+    for file in sorted(manifest.files):
+        if file not in there and (with_student or not is_of_student(file)):
+            raise BundleError(f"{place}/{file}: missing; install the bundle again")
+        _require_safe_suffix(file, place)
+
+
+def is_of_student(file: str) -> bool:
+    """Whether a file of a bundle is only for who runs its student."""
+    return file.startswith("student/")
 
 
 def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bool = True) -> Bundle:
@@ -192,7 +214,7 @@ def load_bundle(folder: Path, embedder_identity: str | None, *, with_student: bo
     Args:
         folder: of the bundle.
         embedder_identity: of the embedder that will make the vectors; None leaves that to the caller.
-        with_student: whether the weights are read and held against their hashes too.
+        with_student: whether the weights have to be there, and are read and held against their hashes.
 
     Raises:
         BundleError: it is not whole, or made with another embedder.
@@ -266,11 +288,20 @@ def _visible_files(folder: Path, *, hidden: bool = False) -> Iterator[str]:
 
 
 def _require_safe(path: Path) -> None:
+    _require_no_link(path)
+    _require_safe_suffix(path.name, str(path.parent))
+
+
+def _require_no_link(path: Path) -> None:
     if path.is_symlink():
         raise BundleError(f"{path}: a link; a bundle holds only files of its own")
-    if path.suffix not in SAFE_SUFFIXES:
+
+
+def _require_safe_suffix(file: str, place: str) -> None:
+    suffix = PurePosixPath(file).suffix
+    if suffix not in SAFE_SUFFIXES:
         raise BundleError(
-            f"{path}: a bundle holds no {path.suffix or 'nameless'} files (some kinds run code when they are read); "
+            f"{place}/{file}: a bundle holds no {suffix or 'nameless'} files (some kinds run code when they are read); "
             f"allowed: {', '.join(sorted(SAFE_SUFFIXES))}"
         )
 
@@ -280,6 +311,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, why: str) -> BundleError:
+def _damaged(path: Path | str, why: str) -> BundleError:
     reason = (why.strip().splitlines() or ["unreadable"])[0]
     return BundleError(f"{path}: damaged ({reason}); install the bundle again, or calibrate again")

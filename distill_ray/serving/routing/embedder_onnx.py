@@ -8,9 +8,7 @@ A folder appears whole or not at all, made by one process while others wait for 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -22,6 +20,7 @@ import onnxruntime
 import tokenizers
 
 from distill_ray.errors import EmbedderError
+from distill_ray.node_cache import cache_root, filled_once
 from distill_ray.serving.routing.embedder_model import ModelFiles, TextEmbedder
 
 Precision = Literal["float32", "int8"]
@@ -87,9 +86,8 @@ def quantise(folder: Path) -> None:
 
 def cache_folder(model: ModelFiles, precision: Precision = "float32") -> Path:
     """Where a model's ONNX form is, or will be. Another torch may export what this one cannot."""
-    root = os.environ.get("DISTILL_RAY_CACHE") or "~/.cache/distill-ray"
     form = "" if precision == "float32" else f"-{precision}"
-    return Path(root).expanduser() / "onnx" / f"{model.digest}-{FORMAT}-torch{version('torch')}{form}"
+    return cache_root() / "onnx" / f"{model.digest}-{FORMAT}-torch{version('torch')}{form}"
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -99,14 +97,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         EmbedderError: `make` raised it, now or before; or the cache cannot be written.
     """
     try:
-        if not folder.is_dir():  # where it is, it is whole, perhaps on a disk that nobody may write to
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # let go of by the kernel, however this process ends
-                if not folder.is_dir():
-                    unfinished = folder.with_name(f".tmp-{folder.name}")
-                    _fill(unfinished, make)
-                    unfinished.rename(folder)
+        filled_once(folder, lambda unfinished: _fill(unfinished, make))
         refused = folder / "refused.txt"
         if refused.exists():
             raise EmbedderError(refused.read_text(encoding="utf-8"))
@@ -119,8 +110,6 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _fill(folder: Path, make: Callable[[Path], None]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-    folder.mkdir()
     try:
         make(folder)
     except EmbedderError as error:

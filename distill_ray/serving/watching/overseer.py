@@ -26,7 +26,6 @@ from distill_ray.errors import BundleError, RunFolderError, StoreError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.events import Events
 from distill_ray.serving.metrics import Metrics
-from distill_ray.serving.routing.bundle import read_manifest
 from distill_ray.serving.routing.bundles import NOTHING, Bundles
 from distill_ray.serving.watching.drift import Action, DriftWatch
 from distill_ray.serving.watching.second_look import Look
@@ -134,7 +133,7 @@ class Overseer:
     def _watch(self, version: str) -> DriftWatch | None:
         if version not in self._watches and self._config is not None:
             try:
-                budget = budget_of(read_manifest(self._bundles.path(version)).summary)
+                budget = budget_of(self._bundles.manifest(version).summary)
             except BundleError:  # the routers say it, and keep it out
                 return None
             self._watches[version] = None if budget is None else self._restored(version, budget, self._config)
@@ -170,7 +169,7 @@ class Overseer:
         return self._bundles.versions()
 
     def _raise(self, version: str, watch: DriftWatch, action: Action, threshold: float) -> None:
-        before = watch.floor or read_manifest(self._bundles.path(version)).threshold
+        before = watch.floor or self._bundles.manifest(version).threshold
         self._folder.write_json({**read_floors(self._folder.root), version: threshold}, "floors.json")
         watch.raised(threshold)
         text = f"{_found(action, watch)}: the threshold of {version} rises from {before:.3f} to {threshold:.3f}"
@@ -204,8 +203,8 @@ class Overseer:
         if current == self._current:
             return
         before, self._current = self._current, current
-        history = self._bundles.history()
-        if history and history[-1]["action"] == "rollback":
+        last = self._bundles.last_in_history()
+        if last is not None and last.action == "rollback":
             to = current or "the teacher, which answers everything"
             self._events.add("rolled_back", before, f"from {before} back to {to}, by hand", current=current, by="hand")
         else:
