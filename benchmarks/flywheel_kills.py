@@ -16,26 +16,22 @@ weights, index, threshold and all else.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import random
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clusters import Node, fixed
 from benchmarks.two_languages import config_of, pairs
 from distill_ray.config import load_config
 from distill_ray.flywheel.cycles import STEPS, Cycles
@@ -216,39 +212,6 @@ def kill_runs(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[None]:
-    """A Ray that outlives the killed drivers, so that each begins at once; its processes end with it."""
-    ray = str(Path(sys.executable).parent / "ray")
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.update(token)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
-               "--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder}"]  # fmt: skip
-    log = folder / "head.log"
-    with log.open("wb") as output:
-        head = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while "Ray runtime started" not in log.read_text():
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(log.read_text())
-            time.sleep(0.2)
-        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-        yield
-    finally:
-        for name in ("RAY_ADDRESS", *token):
-            os.environ.pop(name, None)
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-
-
 def main() -> None:
     """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,7 +221,7 @@ def main() -> None:
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="fk", dir="/tmp"))  # Ray's sockets allow no long path
     try:
-        with cluster(scratch):
+        with fixed(scratch, Node(cpus=4)):  # outlives the killed drivers, so that each begins at once
             result = kill_runs(scratch / "world", options.kills, options.seed)
             print(json.dumps(result, indent=1), flush=True)
             if options.out is not None:

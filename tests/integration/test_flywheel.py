@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.flywheel_kills import World, cluster
+from benchmarks.clusters import Node, fixed
+from benchmarks.flywheel_kills import World
 from benchmarks.two_languages import FLIPPED, config_of, pairs
 from distill_ray.config import RunConfig, load_config
 from distill_ray.flywheel.cycle import Ended, run_cycle
@@ -68,7 +69,7 @@ def killed_again_and_again(world: World) -> list[str]:
     )
     problems = []
     # Not the tests' Ray: what killed drivers have asked its autoscaler for counts for minutes.
-    with tempfile.TemporaryDirectory(prefix="fk", dir="/tmp") as scratch, cluster(Path(scratch)):
+    with tempfile.TemporaryDirectory(prefix="fk", dir="/tmp") as scratch, fixed(Path(scratch), Node(cpus=4)):
         for number, moment in enumerate(moments):
             assert world.killed(moment), f"over before kill {number + 1}"
             problems += world.problems()
