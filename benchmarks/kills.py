@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,21 @@ import httpx
 import openai
 import psutil
 import yaml
-from serving import NUM_INDEXED, make_bundle  # the benchmark beside this one
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.serving import NUM_INDEXED, make_bundle
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.demo import language_rows
 
 NAME = "kills"
 ROLES = {"student": f"ServeReplica:{NAME}-student", "router": f"ServeReplica:{NAME}:router"}
 WATCHED = {**ROLES, "keeper": f"ServeReplica:{NAME}:keeper"}
+Process = subprocess.Popen[bytes]
 WAIT_S = 0.4  # of a client between two requests
 
 
@@ -83,6 +88,8 @@ def teacher(port: int) -> None:
 class Seen:
     """What the clients of one kind met."""
 
+    until: float = math.inf
+    """When the clients end, on the monotonic clock."""
     answered: int = 0
     routes: Counter[str] = field(default_factory=Counter)
     before: Counter[str] = field(default_factory=Counter)
@@ -90,12 +97,17 @@ class Seen:
     after: Counter[str] = field(default_factory=Counter)
     """Failures in the middle of an answer."""
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For the result."""
+        return {"answered": self.answered, "routes": self.routes, "before": self.before, "after": self.after}
 
-async def plain_client(url: str, texts: list[str], number: int, seen: Seen, until: float) -> None:
+
+async def plain_client(url: str, texts: list[str], number: int, seen: Seen) -> None:
     """HTTP without a second try."""
     async with httpx.AsyncClient(timeout=60) as client:
         for n in range(number, 10**9, 7):
-            if time.monotonic() > until:
+            if time.monotonic() > seen.until:
                 return
             body = {"messages": [{"role": "user", "content": texts[n % len(texts)]}], "stream": n % 4 < 2}
             has_words = False
@@ -118,11 +130,11 @@ async def plain_client(url: str, texts: list[str], number: int, seen: Seen, unti
             await asyncio.sleep(WAIT_S)
 
 
-async def openai_client(url: str, texts: list[str], number: int, seen: Seen, until: float) -> None:
+async def openai_client(url: str, texts: list[str], number: int, seen: Seen) -> None:
     """The official client with what it does by itself."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
         for n in range(number, 10**9, 7):
-            if time.monotonic() > until:
+            if time.monotonic() > seen.until:
                 return
             has_words = False
             try:
@@ -138,6 +150,18 @@ async def openai_client(url: str, texts: list[str], number: int, seen: Seen, unt
             except (openai.OpenAIError, httpx.HTTPError) as error:
                 (seen.after if has_words else seen.before)[type(error).__name__] += 1
             await asyncio.sleep(WAIT_S)
+
+
+def load(tasks: asyncio.TaskGroup, url: str, clients: int, plain: Seen, official: Seen) -> None:
+    """So many clients of each kind; half of what they ask is for the student."""
+    texts = [
+        text
+        for n, row in enumerate(language_rows(NUM_INDEXED))
+        for text in (row["text"], f"Explain the French revolution to a child of {n}")
+    ]
+    for n in range(clients):
+        tasks.create_task(plain_client(url, texts, n, plain))
+        tasks.create_task(openai_client(url, texts, 1000 + n, official))
 
 
 # -- the service -------------------------------------------------------------------------------------------------------
@@ -182,31 +206,77 @@ async def killer(service: psutil.Process, every: float, until: float, log: list[
 
 async def measure(url: str, service: psutil.Process, minutes: float, every: float, clients: int) -> dict[str, Any]:
     """Load and kills."""
-    texts = [
-        text
-        for pair in zip(
-            [row["text"] for row in language_rows(NUM_INDEXED)],
-            [f"Explain the French revolution to a child of {n}" for n in range(NUM_INDEXED)],
-            strict=True,
-        )
-        for text in pair
-    ]
-    plain, official, log = Seen(), Seen(), []
     until = time.monotonic() + 60 * minutes
+    plain, official, log = Seen(until), Seen(until), []
     async with asyncio.TaskGroup() as tasks:
-        for n in range(clients):
-            tasks.create_task(plain_client(url, texts, n, plain, until))
-            tasks.create_task(openai_client(url, texts, 1000 + n, official, until))
+        load(tasks, url, clients, plain, official)
         tasks.create_task(killer(service, every, until, log))
     status = httpx.get(f"{url}/status.json", timeout=30).json()
     return {
         "kills": len(log) - 1,
-        "plain": {"answered": plain.answered, "routes": plain.routes, "before": plain.before, "after": plain.after},
-        "official": {"answered": official.answered, "before": official.before, "after": official.after},
+        "plain": plain.figures,
+        "official": official.figures,
         "memory_MiB": log,
         "errors": status["figures"].get("errors"),
         "pairs": status["figures"].get("pairs"),
     }
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *, student_cpus: float = 0.1, router_cpus: float = 0.1) -> Iterator[tuple[str, Process]]:
+    """A whole service with its scripted teacher: two routers, two students; its address and its process."""
+    teacher_port, port = _free_port(), _free_port()
+    scripted = multiprocessing.get_context("spawn").Process(target=teacher, args=(teacher_port,), daemon=True)
+    scripted.start()
+    trained = [row["text"] for row in language_rows(NUM_INDEXED)]
+    bundle = make_bundle(folder / "bundle", trained, EmbedderConfig(), far=0.5)
+    answers = f"http://127.0.0.1:{teacher_port}/v1"
+    raw = {
+        "name": NAME,
+        "recipe": {"type": "context", "context": {"text": "You answer in one word."}},
+        "data": {"source": "unused.jsonl"},
+        "teacher": {"type": "openai", "model": "big", "base_url": answers, "api_key_env": None},
+        "serve": {
+            "folder": str(folder / "service"),
+            "port": port,
+            "student": {"type": "fake", "cpus": student_cpus, "replicas": 2},
+            "router": {"replicas": 2, "cpus": router_cpus, "student_timeout_s": 5.0},
+            "headers": True,
+        },
+    }
+    config, log = folder / "serve.yaml", folder / "serve.log"
+    config.write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "distill_ray", "serve", str(config), "--bundle", str(bundle)]
+    with log.open("wb") as output:
+        service = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=dict(os.environ))
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_whole(url, service, log)
+        yield url, service
+    finally:
+        service.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.wait(60)
+        service.kill()
+        scripted.terminate()
+
+
+def wait_until_whole(url: str, service: Process, log: Path, seconds: float = 300.0) -> None:
+    """Until student and both routers are there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and service.poll() is None:
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            status = httpx.get(f"{url}/status.json", timeout=10).json()
+            if status["student_up"] and status.get("num_routers") == 2:
+                return
+        time.sleep(0.5)
+    raise RuntimeError(f"the service did not come up:\n{log.read_text()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main() -> None:
@@ -217,67 +287,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4, help="of each kind")
     parser.add_argument("--out", type=Path, help="JSON")
     arguments = parser.parse_args()
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    scripted = multiprocessing.get_context("spawn").Process(target=teacher, args=(ports[0],), daemon=True)
-    scripted.start()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        trained = [row["text"] for row in language_rows(NUM_INDEXED)]
-        bundle = make_bundle(folder / "bundle", trained, EmbedderConfig(), far=0.5)
-        raw = {
-            "name": NAME,
-            "recipe": {"type": "context", "context": {"text": "You answer in one word."}},
-            "data": {"source": "unused.jsonl"},
-            "teacher": {
-                "type": "openai",
-                "model": "big",
-                "base_url": f"http://127.0.0.1:{ports[0]}/v1",
-                "api_key_env": None,
-            },
-            "serve": {
-                "folder": str(folder / "service"),
-                "port": ports[1],
-                "student": {"type": "fake", "cpus": 0.1, "replicas": 2},
-                "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 5.0},
-                "headers": True,
-            },
-        }
-        config = folder / "serve.yaml"
-        config.write_text(yaml.safe_dump(raw))
-        command = [sys.executable, "-m", "distill_ray", "serve", str(config), "--bundle", str(bundle)]
-        with (folder / "serve.log").open("wb") as log:
-            service = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=dict(os.environ))
-        try:
-            url = f"http://127.0.0.1:{ports[1]}"
-            wait_for(url, service, folder / "serve.log")
-            result = asyncio.run(
-                measure(url, psutil.Process(service.pid), arguments.minutes, arguments.every, arguments.clients)
-            )
-        finally:
-            service.send_signal(signal.SIGINT)
-            service.wait(60)
-            scripted.terminate()
+    with tempfile.TemporaryDirectory() as scratch, serving(Path(scratch)) as (url, service):
+        process = psutil.Process(service.pid)
+        result = asyncio.run(measure(url, process, arguments.minutes, arguments.every, arguments.clients))
     print(json.dumps(result, indent=1))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def wait_for(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
-    """Until student and both routers are there."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and service.poll() is None:
-        try:
-            status = httpx.get(f"{url}/status.json", timeout=10).json()
-            if status["student_up"] and status.get("num_routers") == 2:
-                return
-        except (httpx.HTTPError, ValueError):
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"the service did not come up:\n{log.read_text()}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import json
 import sys
 from pathlib import Path
 
-from aiohttp import web
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
@@ -38,10 +36,9 @@ class LabelServer(CountingServer):
         self._labels = labels
         super().__init__(latency_s=0.0)
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        messages = (await request.json())["messages"]
-        label = self._labels[messages[-1]["content"]]
-        return self.completion(f"The words tell the language.\nFinal Answer: {label}")
+    def answer(self, question: str) -> str:
+        """See the base class."""
+        return f"The words tell the language.\nFinal Answer: {self._labels[question]}"
 
 
 def main() -> None:

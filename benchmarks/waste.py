@@ -66,15 +66,16 @@ class CountingServer:
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "scripted"}]})
 
-    async def _answer(self, request: web.Request) -> web.Response:
-        question = (await request.json())["messages"][-1]["content"]
-        return self.completion(f"answer to {question}")
+    def answer(self, question: str) -> str:
+        """What it says."""
+        return f"answer to {question}"
 
     async def _counted(self, request: web.Request) -> web.Response:
         self.began.append(time.monotonic())
         try:
+            question = (await request.json())["messages"][-1]["content"]
             await asyncio.sleep(self._latency_s)
-            return await self._answer(request)
+            return self.completion(self.answer(question))
         finally:
             self.ended.append(time.monotonic())
 

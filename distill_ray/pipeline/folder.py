@@ -23,7 +23,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,17 @@ class RunFolder:
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """Read a JSON object. Raises FileNotFoundError; RunFolderError if it is none."""
+        return self._json_object(self.read_bytes(*parts), *parts)
+
+    def read_jsons(self, *parts: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """JSON objects of a folder by name; on a store many are asked for at once. Raises like `read_json`."""
+        paths = {self.path(*parts, name): name for name in names}
+        read: dict[str, bytes] = self.fs.cat(list(paths)) if paths else {}
+        return {paths[path]: self._json_object(data, *parts, paths[path]) for path, data in read.items()}
+
+    def _json_object(self, data: bytes, *parts: str) -> dict[str, Any]:
         try:
-            value = json.loads(self.read_bytes(*parts))
+            value = json.loads(data)
         except ValueError as error:
             raise RunFolderError(f"{self.path(*parts)}: not valid JSON ({error}); delete it and run again") from error
         if not isinstance(value, dict):

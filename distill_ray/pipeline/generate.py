@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,23 +79,16 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     fingerprint = generation_fingerprint(config)
     plan = plan_rows(with_queries(config, folder, limit), recipe, folder, limit=limit)
     _clear_emptied(folder, plan)
-    written = set(folder.list("examples")) & set(folder.list("rejects"))
-    markers = {
-        info.index: _marker(folder, info.index) if f"{partition_name(info.index)}.parquet" in written else None
-        for info in plan.partitions
-        if info.num_rows
-    }
-    todo = [p for p in markers if not _still_true(markers[p], plan, p, fingerprint)]
-    done = {p: marker for p, marker in markers.items() if p not in todo and marker is not None}
+    planned = [info.index for info in plan.partitions if info.num_rows]
+    done = {p: m for p, m in _markers(folder, planned).items() if _still_true(m, plan, p, fingerprint)}
+    todo = [p for p in planned if p not in done]
     state: dict[str, Any] = {}
     if todo:
         _forget_figures(folder, generated_with(config))
         with connected(), Progress("generate", total=plan.rows_in) as progress:
             state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
-        for p in todo:
-            marker = _marker(folder, p)
-            assert marker is not None, f"partition {p} ended without a marker"
-            done[p] = marker
+        done |= _markers(folder, todo)
+        assert len(done) == len(planned), f"partitions without a marker: {set(planned) - done.keys()}"
     generation = _sum_up(plan, done, set(todo), time.monotonic() - started)
     _write_manifest(config, folder, generation, state)
     _check_rejects(config, generation)
@@ -135,13 +128,14 @@ def _forget_figures(folder: RunFolder, made_with: str) -> None:
     folder.write_json({**manifest, "generation_complete": False, "generated_with": made_with}, "manifest.json")
 
 
-def _marker(folder: RunFolder, partition: int) -> dict[str, Any] | None:
-    """The marker of a finished partition; None where it is not there, or not whole: then it is done again."""
-    name = f"{partition_name(partition)}.json"
-    if not folder.exists("done", name):
-        return None
-    marker = folder.read_json("done", name)
-    return marker if {"rows_sha", "fingerprint", "retry", *vars(Figures())} <= marker.keys() else None
+def _markers(folder: RunFolder, partitions: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Markers of finished partitions. Where a file or a key is missing there is none: the partition is done again."""
+    kinds = [("done", ".json"), ("examples", ".parquet"), ("rejects", ".parquet")]
+    there = set[str].intersection(*({n.removesuffix(s) for n in folder.list(kind, suffix=s)} for kind, s in kinds))
+    names = {p: partition_name(p) for p in partitions}
+    found = folder.read_jsons("done", names=[f"{name}.json" for name in names.values() if name in there])
+    markers = {p: found[f"{name}.json"] for p, name in names.items() if name in there}
+    return {p: m for p, m in markers.items() if {"rows_sha", "fingerprint", "retry", *vars(Figures())} <= m.keys()}
 
 
 def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
@@ -159,10 +153,9 @@ def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
                 folder.delete(kind, name)
 
 
-def _still_true(marker: dict[str, Any] | None, plan: Plan, partition: int, fingerprint: str) -> bool:
+def _still_true(marker: dict[str, Any], plan: Plan, partition: int, fingerprint: str) -> bool:
     return (
-        marker is not None
-        and marker["rows_sha"] == plan.partitions[partition].sha
+        marker["rows_sha"] == plan.partitions[partition].sha
         and marker["fingerprint"] == fingerprint
         and not marker["retry"]
     )
@@ -213,6 +206,7 @@ def _run_partitions(
             tally,
             [p.sha for p in plan.partitions],
             start_helpers(config, folder),
+            engines * open_partitions,
         ),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(

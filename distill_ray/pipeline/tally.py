@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from distill_ray.errors import TooManyRejects
 from distill_ray.records import RejectReason
+
+RECENT_S = 10.0  # over which the speed is taken
+_SUMMED = ("rows", "calls", "replayed", "paid_tokens")
 
 
 class Tally:
@@ -38,33 +41,33 @@ class Tally:
         replayed: int = 0,
     ) -> None:
         self._rows_in, self._max_reject_frac, self._max_tokens = rows_in, max_reject_frac, max_tokens
-        self._finished_rejects = Counter(rejects)
         self._finished_rows = rows_done
         self._finished_answers = replayed
+        # Sums are kept, not made at each report: of tens of thousands of partitions, thousands report every second.
         self._partitions: dict[int, dict[str, Any]] = {}
+        self._sums = Counter[str]()
+        self._rejects = Counter(rejects)
         self._engines = 0
         self._created = time.monotonic()
         self._engine_start_s = 0.0
         self._work_s = 0.0
         self._samples: list[str] = []
-        self._retries: dict[int, int] = {}
-        self._recent: list[tuple[float, int]] = []
+        self._retries: dict[str, int] = {}
+        self._recent: deque[tuple[float, int]] = deque()
 
     def engine_started(self) -> None:
         """One more engine is ready."""
         self._engines += 1
         self._engine_start_s = self._engine_start_s or time.monotonic() - self._created
 
-    def report(
-        self, partition: int, figures: dict[str, Any], samples: list[str], retries: tuple[int, int] = (0, 0)
-    ) -> bool:
+    def report(self, partition: int, figures: dict[str, Any], samples: list[str], retries: tuple[str, int]) -> bool:
         """Take the figures of one partition so far (they replace earlier ones: a restarted partition counts once).
 
         Args:
             partition: its index.
             figures: `worker.Figures` as a dict.
             samples: a few rejects as lines for people.
-            retries: the worker's process id, and what its engine asked again so far.
+            retries: the worker, and what its engine asked again so far.
 
         Returns:
             Whether the token budget is spent.
@@ -72,48 +75,50 @@ class Tally:
         Raises:
             TooManyRejects: so many rows are rejected that the run cannot end well.
         """
-        self._partitions[partition] = figures
+        self._replace(partition, figures)
         self._retries[retries[0]] = retries[1]
         self._samples = (self._samples + samples)[:3]
         now = time.monotonic()
         self._work_s = now - self._created - self._engine_start_s
-        self._recent = [(t, n) for t, n in self._recent if now - t < 10] + [(now, self._tokens("paid_tokens"))]
-        rejects = self._rejects()
-        counted = sum(n for reason, n in rejects.items() if reason not in self.NOT_COUNTED)
+        self._recent.append((now, self._sums["paid_tokens"]))
+        while now - self._recent[0][0] > RECENT_S:
+            self._recent.popleft()
+        counted = sum(n for reason, n in self._rejects.items() if reason not in self.NOT_COUNTED)
         if counted > self._max_reject_frac * self._rows_in:
-            raise TooManyRejects(self.message(counted, self._rows_in, self._max_reject_frac, rejects, self._samples))
-        return self._max_tokens is not None and self._tokens("paid_tokens") >= self._max_tokens
+            raise TooManyRejects(
+                self.message(counted, self._rows_in, self._max_reject_frac, self._rejects, self._samples)
+            )
+        return self._max_tokens is not None and self._sums["paid_tokens"] >= self._max_tokens
 
     def state(self) -> dict[str, Any]:
         """For the progress display."""
         (t0, n0), (t1, n1) = (self._recent[0], self._recent[-1]) if self._recent else ((0.0, 0), (0.0, 0))
         return {
-            "rows": self._finished_rows + self._tokens("rows"),
-            "calls": self._tokens("calls"),
-            "replayed": self._finished_answers + self._tokens("replayed"),
+            "rows": self._finished_rows + self._sums["rows"],
+            "calls": self._sums["calls"],
+            "replayed": self._finished_answers + self._sums["replayed"],
             "tokens_per_second": (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
-            "rejects": dict(self._rejects().most_common()),
+            "rejects": {reason: count for reason, count in self._rejects.most_common() if count},
             "engines": self._engines,
             "engine_retries": sum(self._retries.values()),
             "engine_start_s": round(self._engine_start_s, 2),  # until the first engine was ready
             "work_s": round(self._work_s, 2),  # from then on
         }
 
-    def _tokens(self, key: str) -> int:
-        return sum(figures[key] for figures in self._partitions.values())
-
-    def _rejects(self) -> Counter[str]:
-        total = Counter(self._finished_rejects)
-        for figures in self._partitions.values():
-            total.update(figures["rejects"])
-        return total
+    def _replace(self, partition: int, figures: dict[str, Any]) -> None:
+        before = self._partitions.get(partition)
+        for key in _SUMMED:
+            self._sums[key] += figures[key] - (before[key] if before else 0)
+        self._rejects.update(figures["rejects"])
+        self._rejects.subtract(before["rejects"] if before else {})
+        self._partitions[partition] = figures
 
     @staticmethod
     def message(
         counted: int, rows_in: int, limit: float, rejects: dict[str, int] | Counter[str], samples: list[str]
     ) -> str:
         """What a person needs to know when too many rows are rejected."""
-        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(rejects).most_common())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(rejects).most_common() if count)
         shown = "".join(f"\n  e.g. {sample}" for sample in samples)
         return (
             f"{counted} of {rows_in} rows were rejected ({reasons}), more than generate.max_reject_frac {limit} "

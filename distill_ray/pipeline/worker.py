@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -37,7 +38,8 @@ from distill_ray.records import (
     row_from_record,
 )
 
-REPORT_EVERY_S = 0.5
+REPORT_EVERY_S = 0.5  # of one partition
+REPORTS_PER_S = 500  # of all: one actor takes them
 
 
 class TokenBudgetSpent(Exception):
@@ -72,7 +74,17 @@ class Figures:
 
 
 class PartitionWorker:
-    """Callable class for `ray.data`: takes batches of one partition index, yields one row of figures each."""
+    """Callable class for `ray.data`: takes batches of one partition index, yields one row of figures each.
+
+    Args:
+        config: the whole YAML.
+        folder: of the run.
+        fingerprint: of the generation, for the markers.
+        tally: a handle of the `Tally`.
+        row_shas: of all partitions' rows, for the markers.
+        helpers: who answers beside the teacher.
+        open_partitions: that report to the tally, of all workers together.
+    """
 
     def __init__(
         self,
@@ -82,8 +94,10 @@ class PartitionWorker:
         tally: Any,
         row_shas: Sequence[str],
         helpers: Helpers | None = None,
+        open_partitions: int = 1,
     ) -> None:
         redirect_output(folder, f"engine-{os.getpid()}")
+        self._name = secrets.token_hex(8)
         self._config, self._folder, self._fingerprint = config, folder, fingerprint
         self._tally, self._row_shas = tally, row_shas
         self._recipe = make_recipe(config.recipe)
@@ -94,6 +108,7 @@ class PartitionWorker:
         self._starting: asyncio.Task[None] | None = None
         self._rows_in_progress = asyncio.Semaphore(config.teacher.max_concurrency)
         self._flusher = Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
+        self._report_every_s = max(REPORT_EVERY_S, open_partitions / REPORTS_PER_S)
         self._budget_spent = False
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -144,17 +159,16 @@ class PartitionWorker:
     async def _until_done(
         self, partition: int, tasks: list[asyncio.Task[Any]], figures: Figures, samples: list[str]
     ) -> None:
-        pending = set(tasks)
-        last = 0.0
+        pending, every, last = set(tasks), self._report_every_s, 0.0
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=REPORT_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
+            done, pending = await asyncio.wait(pending, timeout=every, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()  # an engine that is unavailable, a broken disk: ends the run
             self._flusher.check()
-            if time.monotonic() - last >= REPORT_EVERY_S or not pending:
+            if time.monotonic() - last >= every or not pending:
                 last = time.monotonic()
                 shown, samples[:] = list(samples), []
-                retries = (os.getpid(), self._engine.num_retries)
+                retries = (self._name, self._engine.num_retries)
                 try:
                     self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown, retries)
                 except DistillError as error:  # Ray's copy of it, whose message is a whole traceback

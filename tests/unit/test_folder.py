@@ -71,6 +71,20 @@ def test_an_object_store_behaves_like_a_disk() -> None:
     assert not folder.exists("rows")
 
 
+@pytest.mark.parametrize("root", ["here", "memory://several/run"])
+def test_several_json_files_are_read_at_once(root: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / root if root == "here" else root)
+    for n in range(3):
+        folder.write_json({"n": n}, "done", f"{n}.json")
+    assert folder.read_jsons("done", names=["0.json", "2.json"]) == {"0.json": {"n": 0}, "2.json": {"n": 2}}
+    assert folder.read_jsons("done", names=[]) == {}
+    folder.write_bytes(b"[1]", "done", "1.json")
+    with pytest.raises(RunFolderError, match=r"done/1\.json: damaged"):
+        folder.read_jsons("done", names=["0.json", "1.json"])
+    with pytest.raises(FileNotFoundError):
+        folder.read_jsons("done", names=["9.json"])
+
+
 def _hold(root: str, ready: multiprocessing.synchronize.Event, stop: multiprocessing.synchronize.Event) -> None:
     with RunFolder(root).locked():
         ready.set()
