@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 START_S = 300.0
 END_S = 5.0  # Ray would drain for half a minute
@@ -61,12 +63,12 @@ class Cluster:
         """Address for `ray job submit`."""
         return f"http://127.0.0.1:{self.dashboard}"
 
-    def add(self, node: Node) -> subprocess.Popen[bytes]:
-        """One more node."""
+    def add(self, node: Node, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
+        """One more node, with this in the environment of its workers."""
         name = f"worker-{len(self.workers)}"
         own = [f"--temp-dir={self.folder / name}", *node.arguments]  # as on a machine of its own
         command = ["--address", f"127.0.0.1:{self.port}", "--node-ip-address=127.0.0.1", *own]
-        worker = _start(command, self.folder / f"{name}.log", {})
+        worker = _start(command, self.folder / f"{name}.log", environment)
         self.workers.append(worker)
         return worker
 
@@ -203,6 +205,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Above those that Ray gives to its workers, below those that the kernel gives to connections meanwhile."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

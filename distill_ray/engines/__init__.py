@@ -19,6 +19,7 @@ Importing this package loads no vllm, torch or openai; building an engine loads 
 
 from __future__ import annotations
 
+import socket
 from importlib import import_module
 
 from distill_ray import plugins
@@ -53,7 +54,7 @@ def make_engine(config: EngineConfig) -> Engine:
         engine_class = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"type: {config.type} needs the package {error.name}, which is not installed; "
-            "run `make install`, or choose another engine type"
+            f"type: {config.type} needs the package {error.name}, which is not installed on {socket.gethostname()}; "
+            "run `make install` there, or choose another engine type"
         ) from error
     return engine_class(config)

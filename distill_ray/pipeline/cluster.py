@@ -36,6 +36,7 @@ _QUIET = {
 
 SAID_CHARS = 600  # of a foreign error, in our message
 _ADVICE = re.compile(r"(?:\A|\n)Failed to [^\n]* after \d+/\d+ attempts .*", re.DOTALL)
+_LACKING = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 
 
 @contextlib.contextmanager
@@ -88,6 +89,13 @@ def _translated(address: str) -> Iterator[None]:
         raise ClusterError(
             f"RAY_ADDRESS={address}: cannot connect to Ray ({first_line(error)}); is the cluster up?"
         ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: {' '.join(str(error).split())}; use the cluster's versions here, or submit a job "
+            "(`ray job submit`), which runs with the cluster's own"
+        ) from error
 
 
 def own_error(error: BaseException) -> DistillError | None:
@@ -104,6 +112,11 @@ def own_error(error: BaseException) -> DistillError | None:
             _drop_advice(current)
             return current
         pending += [current.__context__, current.__cause__, getattr(current, "cause", None)]
+    if lacking := _LACKING.match(raised_by(error)):  # perhaps our own: then nothing of ours could say so there
+        return ClusterError(
+            f"a worker process cannot import `{lacking[1]}`: install it on every node (jobs/Dockerfile has all that is "
+            "needed), or name it in the job's runtime environment"
+        )
     return None
 
 

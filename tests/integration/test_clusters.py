@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from benchmarks.clusters import Cluster, Node, fixed, growing
 from distill_ray.demo import language_rows
@@ -230,6 +232,54 @@ def test_what_is_wrong_with_a_job_reaches_who_submitted_it(two_nodes: Cluster, t
     assert "teacher.replicas: 1 need 1 CPUs (teacher.cpus) and 1 GPUs (teacher.gpus) each" in said(done)
     assert "The cluster has 3 nodes" in said(done)
     assert "started without an autoscaler" in said(done)
+    assert "Traceback" not in said(done)
+
+
+def generate(config: Path, run: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(run)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+def test_a_package_that_a_node_lacks_is_named(two_nodes: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Lacks:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'distill_ray':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Lacks())\n"
+    )
+    lacking = two_nodes.add(Node(cpus=1, labels={STAGE: "lacking"}), {"PYTHONPATH": str(tmp_path)})
+    config = write_config(tmp_path / "config.json", teacher={"type": "fake", "node_labels": {STAGE: "lacking"}})
+    done = generate(config, tmp_path / "run")
+    os.killpg(lacking.pid, 9)
+    assert done.returncode != 0
+    assert "a worker process cannot import `distill_ray`: install it on every node" in said(done)
+
+
+PRETEND = """
+import json, sys
+from ray._raylet import GcsClient
+gcs = GcsClient(address=sys.argv[1])
+said = json.loads(gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
+said["python_version"] = sys.argv[2]
+gcs.internal_kv_put(b"CLUSTER_METADATA", json.dumps(said).encode(), True, b"cluster")
+"""
+
+
+def test_another_python_than_the_clusters_is_named(two_nodes: Cluster, tmp_path: Path) -> None:
+    def has(version: str) -> None:
+        """Make the cluster say so."""
+        subprocess.run([sys.executable, "-c", PRETEND, f"127.0.0.1:{two_nodes.port}", version], check=True)
+
+    has("3.10.1")
+    try:
+        done = generate(write_config(tmp_path / "config.json", teacher={"type": "fake"}), tmp_path / "run")
+    finally:
+        has(platform.python_version())
+    assert done.returncode != 0
+    assert f"The cluster was started with: Ray: {ray.__version__} Python: 3.10.1 This process" in said(done)
+    assert "use the cluster's versions here, or submit a job" in said(done)
     assert "Traceback" not in said(done)
 
 

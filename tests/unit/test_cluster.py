@@ -53,3 +53,8 @@ def test_our_own_errors_keep_their_message_and_lose_the_advice() -> None:
     found = own_error(wrapped(ConfigError(f"teacher.model: none there\n{ADVICE}")))
     assert isinstance(found, ConfigError)
     assert str(found) == "teacher.model: none there"
+
+
+def test_a_package_that_a_worker_lacks_is_named_with_what_to_do() -> None:
+    found = own_error(wrapped(ModuleNotFoundError("No module named 'vllm.engine'")))
+    assert "a worker process cannot import `vllm`: install it on every node" in str(found)
