@@ -17,6 +17,7 @@ from typing import Any
 from distill_ray.config import (
     FakeEngineConfig,
     HfEngineConfig,
+    MixtureConfig,
     NoEngineConfig,
     RunConfig,
     SelfCritiqueRecipeConfig,
@@ -101,7 +102,10 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
     usable = splits.total()
     if not usable:
         raise DataError(f"data: none of the {plan.rows_in} rows can be used; see `distill-ray check`")
-    teacher = tokens_of(config.teacher, "teacher", notes)
+    key, engine = next(iter(config.teachers.items()))
+    teacher = tokens_of(engine, key, notes)
+    if isinstance(config.teacher, MixtureConfig):
+        notes.append("teacher: the prompts of all members are counted with the tokenizer of the first")
     sample, prompts = _sample(recipe, scratch, usable, config.plan.sample_rows)
     teacher_prompts = [teacher(messages) for messages in _rendered(recipe.teacher_messages, sample)]
     chat = prompts_of(config.student, key="student.model")
@@ -116,7 +120,7 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
         sampled=len(sample),
         prompt=_mean(lengths),
         longest_prompt=max(lengths, default=0),
-        shared=_shared(config.teacher, teacher_prompts),
+        shared=_shared(engine, teacher_prompts),
         critique_request=len(teacher([_user(requests[0])])),
         revision_request=len(teacher([_user(requests[1])])),
         judge_prompt=_judge_prompt(config, sample, teacher, notes),
