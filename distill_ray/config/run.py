@@ -293,11 +293,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, leaf = key.strip().split(".")
     for parent in parents:
+        if isinstance(node, list):
+            if not parent.isdigit() or int(parent) >= len(node):
+                raise ConfigError(
+                    f"--set {override}: `{parent}` is the number of no item; they are 0 to {len(node) - 1}"
+                )
+            node = node[int(parent)]
+            continue
         if node.get(parent) is None:  # also a section with nothing in it
             node[parent] = {}
         node = node[parent]
-        if not isinstance(node, dict):
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: `{parent}` is not a section but the value {_show(node)}")
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override}: `{leaf}` is no key of a section, but of {_show(node)}; set all of it")
     node[leaf] = value
 
 

@@ -190,5 +190,7 @@ def engine_actors(
 
 
 def total_retries(pools: Sequence[Sequence[Any]]) -> int:
-    """`Engine.num_retries` of all of them."""
-    return sum(ray.get([actor.num_retries.remote() for pool in pools for actor in pool]))
+    """`Engine.num_retries` of all of them; of one that cannot say it, none."""
+    asked = [actor.num_retries.remote() for pool in pools for actor in pool]
+    said, _ = ray.wait(asked, num_returns=len(asked), timeout=CLOSE_S) if asked else ([], [])
+    return sum(ray.get(said))

@@ -243,9 +243,7 @@ def _warnings(
     if getattr(config.recipe, "parse", None) is not None and measured.example_tokens is None:
         found.append("recipe.parse: the student is taken to learn whole answers; it learns a part, in less time")
     if isinstance(config.teacher, MixtureConfig) and config.asks_teacher:
-        found.append(
-            "teacher: each member is reckoned with its share, and with the GPU, speeds and prices of plan.teacher"
-        )
+        found.append("teacher: each member has its share of the calls, and the GPU, speeds and prices of plan.teacher")
     tokens = sum(teacher.load.prompt + teacher.load.completion for teacher in teachers)
     budget = config.generate.max_teacher_tokens
     if budget is not None and tokens > budget:
