@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,37 @@ def test_check_and_preview_look_at_every_member(tmp_path: Path) -> None:
     shown = console.file.getvalue()
     assert "3 Review film" in shown
     assert "1 Review film" in shown
+
+
+def test_members_hold_their_own_gpus_and_give_them_back() -> None:
+    """Ray with pretend GPUs, in a process of its own: a pool of single ones, and one engine on two."""
+    script = """
+import json, tempfile, time, ray
+from distill_ray.config import parse_config
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.teacher import engine_counts, member_actors, total_retries
+ray.init(address="local", num_cpus=8, num_gpus=5, include_dashboard=False, log_to_driver=False)
+single = {"type": "fake", "gpus": 1, "replicas": {"min": 1, "max": 9}}
+double = {"type": "vllm", "model": "demo", "gpus": 2, "engine_kwargs": {"tensor_parallel_size": 2}}
+config = parse_config({
+    "recipe": {"type": "context", "context": {"text": "."}},
+    "data": {"source": "."},
+    "teacher": {"type": "mixture", "members": [{"engine": single}, {"engine": double}]},
+})
+
+def free(wanted):
+    for _ in range(100):
+        found = ray.available_resources().get("GPU", 0)
+        if found == wanted:
+            break
+        time.sleep(0.1)
+    return found
+
+counts = engine_counts(config, 99, [])
+with member_actors(config, RunFolder(tempfile.mkdtemp()), counts) as pools:
+    print(json.dumps([counts, [len(pool) for pool in pools], total_retries(pools), free(0)]))
+print(json.dumps(free(5)))
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[[3, 1], [3, 1], 0, 0]", "5.0"], done.stderr[-3000:]
