@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -145,6 +146,27 @@ def test_check_and_preview_look_at_every_member(tmp_path: Path) -> None:
     shown = console.file.getvalue()
     assert "3 Review film" in shown
     assert "1 Review film" in shown
+
+
+def test_members_write_the_queries_together(tmp_path: Path) -> None:
+    def write(body: dict[str, Any]) -> Reply:
+        marks = [hashlib.blake2b(f"{i}{json.dumps(body)}".encode(), digest_size=24).hexdigest() for i in range(2)]
+        return answer_chat(body, content="\n".join(f"{i}. What is {mark}?" for i, mark in enumerate(marks, start=1)))
+
+    data = {"type": "synthesize", "count": 24, "topics": ["numbers"], "per_call": 2}
+    folder = RunFolder(tmp_path / "run")
+    with ScriptedServer(chat=write) as one, ScriptedServer(chat=write) as other:
+        members = [member(one, "a", 1), member(other, "b", 1)]
+        recipe = {"type": "context", "context": {"text": "."}}
+        config = config_of(tmp_path, members, data=data, recipe=recipe)
+        first = generate(config, folder)
+        written = folder.manifest()["queries"]
+        assert (first.rows_in, written["written"]) == (24, 24)
+        assert written["calls"] + first.teacher_calls == len(one.chats) + len(other.chats)
+        for server in (one, other):
+            assert [chat for chat in server.chats if "numbers" in chat["messages"][-1]["content"]]
+        assert generate(config, folder).teacher_calls == 0
+        assert written["calls"] + first.teacher_calls == len(one.chats) + len(other.chats)
 
 
 def test_members_hold_their_own_gpus_and_give_them_back() -> None:
