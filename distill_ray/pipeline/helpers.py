@@ -21,7 +21,7 @@ from distill_ray.config.engine import EngineConfig
 from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
-from distill_ray.errors import DistillError, EngineUnavailable, TransientEngineError
+from distill_ray.errors import DistillError, EngineUnavailable
 from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_needs
 from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
@@ -166,9 +166,6 @@ class EngineActor:
 class RemoteEngine(Engine):
     """An engine in an `EngineActor`, seen from another process. `role` is for messages."""
 
-    is_restarted = False
-    """Whether Ray starts it again when it dies, so that what cannot be answered now may be later."""
-
     def __init__(self, config: EngineConfig, actor: Any, role: str) -> None:
         self.identity = make_engine(config).identity
         self._actor, self._role = actor, role
@@ -181,24 +178,21 @@ class RemoteEngine(Engine):
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
     ) -> list[Completion]:
         """See `Engine.generate`."""
-        asked = self._actor.generate.remote(list(messages), sampling, first_sample)
-        return await self._ask(asked, may_pass=self.is_restarted)
+        return await self._ask(self._actor.generate.remote(list(messages), sampling, first_sample))
 
     async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
         """See `Engine.score`."""
-        asked = self._actor.score.remote(list(messages), answer, top_logprobs)
-        return await self._ask(asked, may_pass=self.is_restarted)
+        return await self._ask(self._actor.score.remote(list(messages), answer, top_logprobs))
 
     async def close(self) -> None:
         """End the engine for all who ask it."""
         await self._ask(self._actor.close.remote())
 
-    async def _ask(self, reference: Any, *, may_pass: bool = False) -> Any:
+    async def _ask(self, reference: Any) -> Any:
         try:
             return await reference
         except ray.exceptions.RayActorError as error:
-            died = TransientEngineError if may_pass else EngineUnavailable
-            raise died(f"the {self._role}'s process died ({type(error).__name__}); see logs/") from error
+            raise EngineUnavailable(f"the {self._role}'s process died ({type(error).__name__}); see logs/") from error
         except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
             raise own_error(error) or error from None
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distill_ray.config import MixtureConfig, RunConfig
-from distill_ray.config.engine import EngineConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine, hash_messages
 from distill_ray.engines.mixture import Mixture
@@ -24,24 +24,11 @@ from distill_ray.errors import RowError
 from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, require, room, teacher_gpus, teacher_needs
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
+from distill_ray.pipeline.members import MemberEngine, Pool
 from distill_ray.recipes import Recipe
 from distill_ray.records import Message, Row
 
-CLOSE_S = 30.0  # for engines to end by themselves
-
-
-class MemberEngine(RemoteEngine):
-    """A member of a mixture in its actor, which is started again when it dies, wherever there is room."""
-
-    is_restarted = True
-
-    def __init__(self, config: EngineConfig, actor: Any, role: str) -> None:
-        super().__init__(config, actor, role)
-        self._as_here = make_engine(config)  # never started
-
-    def prompt_key(self, messages: Sequence[Message]) -> bytes:
-        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
-        return self._as_here.prompt_key(messages)
+CLOSE_S = 10.0  # for engines to end by themselves; one that was never up says nothing
 
 
 class Teacher:
@@ -55,13 +42,15 @@ class Teacher:
     def __init__(self, config: RunConfig, pools: Sequence[Sequence[Any]] = ()) -> None:
         configs = list(config.teachers.values())
         self._mixture = mixture_of(config)
-        remote = RemoteEngine if self._mixture is None else MemberEngine
-        self._pools: list[list[Engine]] = [[make_engine(engine)] for engine in configs]
-        if pools:
-            self._pools = [
-                [remote(engine, actor, role) for actor in actors]
-                for engine, actors, role in zip(configs, pools, _roles(config), strict=True)
-            ]
+        self._pools: list[list[Engine]] = []
+        for own, actors, role in zip(configs, pools or [[] for _ in configs], _roles(config), strict=True):
+            if not pools:
+                self._pools.append([make_engine(own)])
+            elif self._mixture is None:
+                self._pools.append([RemoteEngine(own, actor, role) for actor in actors])
+            else:
+                pool = Pool(own, actors, role)
+                self._pools.append([MemberEngine(pool, number) for number in range(len(actors))])
         self.engines = {engine: own for own, pool in zip(configs, self._pools, strict=True) for engine in pool}
         """All of them, each with its section of the config."""
 
@@ -147,8 +136,7 @@ def engine_actors(
 ) -> Iterator[list[list[Any]]]:
     """Actors of each engine of `config.teachers`, for `Teacher`. Their GPUs are free again afterwards.
 
-    An engine loads when it is first asked. An actor that dies is started again, and what was in flight is asked again,
-    as often as `max_retries` says.
+    An engine loads when it is first asked. An actor that dies is started again.
 
     Args:
         config: the whole YAML.
@@ -176,7 +164,6 @@ def engine_actors(
                     **options,
                     max_concurrency=engine.max_concurrency + 8,  # beside what answers, who asks whether it is up
                     max_restarts=-1,
-                    max_task_retries=engine.max_retries,
                 )
                 pool.append(actor_class.remote(engine, folder, role, tally))
         yield pools
@@ -190,7 +177,11 @@ def engine_actors(
 
 
 def total_retries(pools: Sequence[Sequence[Any]]) -> int:
-    """`Engine.num_retries` of all of them; of one that cannot say it, none."""
+    """`Engine.num_retries` of all of them; of one that is not there to say it, none."""
     asked = [actor.num_retries.remote() for pool in pools for actor in pool]
     said, _ = ray.wait(asked, num_returns=len(asked), timeout=CLOSE_S) if asked else ([], [])
-    return sum(ray.get(said))
+    total = 0
+    for reference in said:
+        with contextlib.suppress(ray.exceptions.RayActorError):
+            total += ray.get(reference)
+    return total

@@ -23,9 +23,10 @@ from distill_ray.pipeline.check import check_service, check_teacher
 from distill_ray.pipeline.estimating.estimate import Estimate, estimate
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generation_fingerprint
+from distill_ray.pipeline.members import MemberEngine, Pool
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.run import stored_config, write_origin
-from distill_ray.pipeline.teacher import MemberEngine, Teacher
+from distill_ray.pipeline.teacher import Teacher
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Row
 from tests.unit.test_worker import run_worker
@@ -188,35 +189,87 @@ def test_a_slow_member_keeps_no_row_of_another_waiting(rows: Path, monkeypatch: 
 # -- in an actor -----------------------------------------------------------------------------------------------------
 
 
-class DeadActor:
-    """Every call finds that the process has died."""
+class Actor:
+    """An `EngineActor` with Ray's calling convention and without Ray.
+
+    Args:
+        deaths: so many calls find that the process has died.
+        starts: whether it ever comes up.
+    """
+
+    def __init__(self, deaths: int = 0, starts: bool = True) -> None:
+        self.deaths, self.starts = deaths, starts
+        self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
+        actor = self
+
         class Method:
             @staticmethod
-            async def remote(*args: Any) -> None:
-                raise ray.exceptions.ActorDiedError()
+            def options(**_: Any) -> type[Method]:
+                return Method
+
+            @staticmethod
+            async def remote(*args: Any) -> str:
+                actor.asked.append(name)
+                if name == "start" and not actor.starts:
+                    await asyncio.Event().wait()
+                if name != "start" and actor.deaths:
+                    actor.deaths -= 1
+                    raise ray.exceptions.ActorDiedError()
+                return "answer"
 
         return Method
 
 
-def test_a_member_that_dies_while_it_answers_may_be_back_later_and_one_that_never_starts_ends_the_run() -> None:
-    [config, _] = config_of(fake("a"), fake("b")).teachers.values()
-    engine = MemberEngine(config, DeadActor(), "member-0")
+class NeverStarts(Actor):
+    """Its process dies whenever it is started."""
+
+    def __getattr__(self, name: str) -> Any:
+        method = super().__getattr__("generate")
+        self.deaths = 1
+        return method
+
+
+def ask(*actors: Actor, number: int = 0) -> Any:
+    """The answer of a member with these replicas to a row at the place `number`."""
+    [config] = config_of(fake("a", max_retries=2)).teachers.values()
+
+    async def answer() -> Any:
+        engine = MemberEngine(Pool(config, actors, "member-0"), number)
+        await engine.start()
+        return await engine.generate([{"role": "user", "content": "x"}], SamplingConfig()), engine.num_retries
+
+    return asyncio.run(asyncio.wait_for(answer(), 60))
+
+
+def test_what_a_dying_process_was_asked_is_asked_again_and_may_pass_later_when_it_dies_too_often() -> None:
+    frail = Actor(deaths=2)
+    assert ask(frail) == ("answer", 2)
+    assert frail.asked == ["start", "generate"] * 3  # it is waited for before it is asked again
     with pytest.raises(TransientEngineError, match=r"the member-0's process died .*see logs/"):
-        asyncio.run(engine.generate([{"role": "user", "content": "x"}], SamplingConfig()))
-    with pytest.raises(TransientEngineError):
-        asyncio.run(engine.score([{"role": "user", "content": "x"}], "y", 2))
+        ask(Actor(deaths=3))
+
+
+def test_another_replica_answers_for_one_that_dies_or_never_comes_up() -> None:
+    steady, frail, missing = Actor(), Actor(deaths=1), Actor(starts=False)
+    assert ask(steady, frail, number=1) == ("answer", 1)
+    assert steady.asked.count("generate") == frail.asked.count("generate") == 1
+    assert ask(steady, missing, number=1) == ("answer", 0)
+    assert "generate" not in missing.asked
+
+
+def test_a_member_that_cannot_start_ends_the_run() -> None:
     with pytest.raises(EngineUnavailable, match="the member-0's process died"):
-        asyncio.run(engine.start())
+        ask(NeverStarts())
 
 
 def test_a_member_in_an_actor_has_the_keys_of_its_engine() -> None:
     config = config_of({"engine": {"type": "hf", "model": "demo"}}, fake("b"))
-    local = Teacher(config)
-    remote = Teacher(config, [[DeadActor()], [DeadActor()]])
+    local, remote = Teacher(config), Teacher(config, [[Actor()], [Actor()]])
     messages: Any = [{"role": "user", "content": "How are you?"}]
     for here, there in zip(local.engines, remote.engines, strict=True):
+        assert isinstance(there, MemberEngine)
         assert (here.identity, here.prompt_key(messages)) == (there.identity, there.prompt_key(messages))
 
 
