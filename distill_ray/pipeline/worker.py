@@ -86,7 +86,7 @@ class PartitionWorker:
         fingerprint: of the generation, for the markers.
         tally: a handle of the `Tally`.
         row_shas: of all partitions' rows, for the markers.
-        helpers: who answers beside the teacher.
+        helpers: who answers beside the teacher, and the members of a mixture.
         open_partitions: that report to the tally, of all workers together.
     """
 
