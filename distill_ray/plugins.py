@@ -197,7 +197,7 @@ class Variants:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         *built_in, base = get_args(source)
         tags = [name for variant in built_in for name in get_args(variant.model_fields["type"].annotation)]
-        BUILT_IN[self.group] = frozenset(tags)
+        BUILT_IN[self.group] = BUILT_IN.get(self.group, frozenset()) | set(tags)  # of a teacher there are more
 
         def validate(value: Any, inner: Callable[[Any], Any], info: ValidationInfo) -> Any:
             if isinstance(value, base):

@@ -19,6 +19,7 @@ from distill_ray.config.engine import (
 )
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.mixture import MemberConfig, MixtureConfig, TeacherConfig
 from distill_ray.config.plan import HardwareConfig, PlanConfig, PlannedEngineConfig, PlannedTrainingConfig
 from distill_ray.config.recipe import (
     AcceptConfig,
@@ -57,6 +58,8 @@ __all__ = [
     "HardwareConfig",
     "HfEngineConfig",
     "LoraConfig",
+    "MemberConfig",
+    "MixtureConfig",
     "ModelRewardConfig",
     "NoEngineConfig",
     "OpenAIEngineConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "StepByStepRecipeConfig",
     "StudentConfig",
     "SynthesizeDataConfig",
+    "TeacherConfig",
     "TrainConfig",
     "VllmEngineConfig",
     "load_config",

@@ -1,7 +1,8 @@
 """`teacher:` (and other engines): who answers, on what hardware, with which sampling.
 
 "Teacher" and "student" are roles; an engine is what fills one. Capabilities are known from the config alone, so that
-what an engine cannot do is refused when the YAML loads, before a GPU is rented.
+what an engine cannot do is refused when the YAML loads, before a GPU is rented. The teacher alone may be several
+engines: `mixture.py`.
 """
 
 from __future__ import annotations

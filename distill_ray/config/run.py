@@ -19,6 +19,7 @@ from distill_ray.config.engine import TOKEN_ID_SWITCHES, EngineConfig, NoEngineC
 from distill_ray.config.evaluate import EvaluateConfig
 from distill_ray.config.flywheel import FlywheelConfig
 from distill_ray.config.generate import GenerateConfig
+from distill_ray.config.mixture import MixtureConfig, TeacherConfig
 from distill_ray.config.plan import PlanConfig
 from distill_ray.config.recipe import (
     ContextRecipeConfig,
@@ -45,8 +46,8 @@ class RunConfig(Config):
     data: DataConfig
     """Where the rows come from."""
 
-    teacher: EngineConfig
-    """Who answers."""
+    teacher: TeacherConfig
+    """Who answers: one engine, or a mixture of them."""
 
     student: StudentConfig = StudentConfig()
     """Who learns."""
@@ -74,19 +75,8 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _engine_can_do_what_is_asked(self) -> RunConfig:
-        needs = {"top_logprobs": self.teacher.sampling.top_logprobs > 0, "structured": self.teacher.sampling.structured}
-        for capability, needed in needs.items():
-            if needed and capability not in self.teacher.capabilities:
-                raise ValueError(
-                    f"teacher.sampling.{capability}: the `{self.teacher.type}` engine cannot do this; "
-                    "remove it or take another teacher type"
-                )
-        is_parsed = isinstance(self.recipe, ContextRecipeConfig) and self.recipe.parse is not None
-        if is_parsed and self.teacher.sampling.top_logprobs and "score" not in self.teacher.capabilities:
-            raise ValueError(
-                "teacher.sampling.top_logprobs: what recipe.parse leaves of an answer is scored again for its "
-                f"log-probabilities, which the `{self.teacher.type}` engine cannot do; take vllm, or no recipe.parse"
-            )
+        for key, engine in self.teachers.items():
+            self._require_capabilities(engine, "" if key == "teacher" else f" ({key})")
         if self.recipe.asks_teacher and isinstance(self.teacher, NoEngineConfig):
             raise ValueError(
                 f"teacher: the `{self.recipe.type}` recipe asks a teacher; name one (vllm, openai, hf, fake)"
@@ -105,6 +95,54 @@ class RunConfig(Config):
             self._soft_targets_arrive()
         return self
 
+    def _require_capabilities(self, engine: EngineConfig, where: str) -> None:
+        """Refuse what an engine of the teacher cannot do. `where` it stands, for the message."""
+        sampling = self.teacher.sampling
+        needs = {"top_logprobs": sampling.top_logprobs > 0, "structured": sampling.structured}
+        for capability, needed in needs.items():
+            if needed and capability not in engine.capabilities:
+                raise ValueError(
+                    f"teacher.sampling.{capability}: the `{engine.type}` engine{where} cannot do this; "
+                    "remove it or take another teacher type"
+                )
+        is_parsed = isinstance(self.recipe, ContextRecipeConfig) and self.recipe.parse is not None
+        if is_parsed and sampling.top_logprobs and "score" not in engine.capabilities:
+            raise ValueError(
+                "teacher.sampling.top_logprobs: what recipe.parse leaves of an answer is scored again for its "
+                f"log-probabilities, which the `{engine.type}` engine{where} cannot do; take vllm, or no recipe.parse"
+            )
+
+    @property
+    def teachers(self) -> dict[str, EngineConfig]:
+        """Who answers, by dotted key: the teacher, or the members of a mixture."""
+        if not isinstance(self.teacher, MixtureConfig):
+            return {"teacher": self.teacher}
+        return {f"teacher.members.{n}.engine": engine for n, engine in enumerate(self.teacher.engines)}
+
+    @property
+    def service_teacher(self) -> tuple[str, EngineConfig]:
+        """The dotted key and the engine of who answers in a service what its student does not.
+
+        Raises:
+            ConfigError: nobody in particular. See `_the_teacher_or`.
+        """
+        return self._the_teacher_or("serve.teacher", self.serve.teacher)
+
+    @property
+    def calibration_judge(self) -> tuple[str, EngineConfig]:
+        """The dotted key and the engine of who compares answers for calibration. Raises ConfigError, as above."""
+        return self._the_teacher_or("calibrate.judge", self.calibrate.judge)
+
+    def _the_teacher_or(self, key: str, own: EngineConfig | None) -> tuple[str, EngineConfig]:
+        if own is not None:
+            return key, own
+        if isinstance(self.teacher, MixtureConfig):
+            raise ConfigError(
+                f"{key}: missing, and the teacher, a mixture, cannot stand in: one engine has to answer here, so that "
+                f"answers can be held against each other; name it in {key} (one of the members, say)"
+            )
+        return "teacher", self.teacher
+
     @property
     def asks_teacher(self) -> bool:
         """Whether the teacher is asked for anything, queries included."""
@@ -114,7 +152,8 @@ class RunConfig(Config):
     def plugins(self) -> dict[str, str]:
         """Who answers, and what asks and scores, where other packages bring it: "recipe shout" -> "PACKAGE VERSION"."""
         reward = getattr(self.recipe, "reward", None)
-        parts: list[tuple[Group, Any]] = [(Group.RECIPES, self.recipe), (Group.ENGINES, self.teacher)]
+        parts: list[tuple[Group, Any]] = [(Group.RECIPES, self.recipe)]
+        parts += [(Group.ENGINES, engine) for engine in self.teachers.values()]
         if isinstance(reward, BaseRewardConfig):
             parts += [(Group.REWARDS, reward)]
         if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
@@ -128,13 +167,15 @@ class RunConfig(Config):
                 f"train.loss: the examples of the `{self.recipe.type}` recipe have no soft targets, which topk_kl "
                 "trains on; take cross_entropy, or the `context` recipe"
             )
-        if isinstance(self.teacher, OpenAIEngineConfig):
-            missing = [name for name in TOKEN_ID_SWITCHES if not self.teacher.extra_body.get(name)]
+        for key, engine in self.teachers.items():
+            if not isinstance(engine, OpenAIEngineConfig):
+                continue
+            missing = [name for name in TOKEN_ID_SWITCHES if not engine.extra_body.get(name)]
             if missing:
                 raise ValueError(
                     "train.loss: topk_kl needs the teacher's tokens as ids, which an OpenAI-compatible server gives "
                     f"only when asked, and so far only vLLM's does; set {' and '.join(missing)} to true in "
-                    "teacher.extra_body, or take cross_entropy"
+                    f"{key}.extra_body, or take cross_entropy"
                 )
 
 
@@ -208,8 +249,13 @@ def _set_default_types(raw: dict[str, Any]) -> None:
     """A discriminator has no default of its own."""
     if isinstance(raw.get("data"), dict):
         raw["data"].setdefault("type", "files")
-    if isinstance(raw.get("teacher"), dict):
-        raw["teacher"].setdefault("type", "vllm")
+    teacher = raw.get("teacher")
+    if isinstance(teacher, dict):
+        teacher.setdefault("type", "vllm")
+        members = teacher.get("members")
+        for member in members if isinstance(members, list) else []:
+            if isinstance(member, dict) and isinstance(member.get("engine"), dict):
+                member["engine"].setdefault("type", "vllm")
     recipe = raw.get("recipe")
     if isinstance(recipe, dict):
         recipe.setdefault("type", "context")
@@ -247,11 +293,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, leaf = key.strip().split(".")
     for parent in parents:
+        if isinstance(node, list):
+            if not parent.isdigit() or int(parent) >= len(node):
+                raise ConfigError(
+                    f"--set {override}: `{parent}` is the number of no item; they are 0 to {len(node) - 1}"
+                )
+            node = node[int(parent)]
+            continue
         if node.get(parent) is None:  # also a section with nothing in it
             node[parent] = {}
         node = node[parent]
-        if not isinstance(node, dict):
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: `{parent}` is not a section but the value {_show(node)}")
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override}: `{leaf}` is no key of a section, but of {_show(node)}; set all of it")
     node[leaf] = value
 
 
@@ -273,6 +328,8 @@ _PATH_KEYS = (
 _MODEL_KEYS = (
     ("teacher", "model"),
     ("teacher", "adapter"),
+    ("teacher", "members", "engine", "model"),
+    ("teacher", "members", "engine", "adapter"),
     ("student", "model"),
     ("recipe", "reward", "model"),
     ("recipe", "reward", "engine", "model"),
@@ -301,10 +358,15 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
 
 
 def _rewrite(node: Any, keys: tuple[str, ...], change: Any) -> None:
-    for key in keys[:-1]:
-        node = node.get(key) if isinstance(node, dict) else None
-    if isinstance(node, dict) and node.get(keys[-1]) is not None:
-        node[keys[-1]] = change(node[keys[-1]])
+    """Change what stands under the keys, in every item of a list on the way."""
+    if isinstance(node, list):
+        for item in node:
+            _rewrite(item, keys, change)
+    elif isinstance(node, dict) and node.get(keys[0]) is not None:
+        if keys[1:]:
+            _rewrite(node[keys[0]], keys[1:], change)
+        else:
+            node[keys[0]] = change(node[keys[0]])
 
 
 def _explain(detail: ErrorDetails) -> str:

@@ -8,6 +8,8 @@
 | `fake`   | a Jinja template: tests, dry runs, breaking things  | no              | `choice`          |
 | `none`   | nobody: the answers are in the data                 |                 |                   |
 
+A teacher may be a mixture of them (`mixture.py` says which one answers a row).
+
 All of them: n samples in order, `first_sample` continues a series, token usage (the prompt is counted on the
 first sample of a call), own retries for what may pass, errors from `distill_ray.errors`. One contract suite
 runs on all: `tests/integration/test_engine_contract.py`. They differ in one thing that a user can meet: text

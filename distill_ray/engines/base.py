@@ -71,7 +71,12 @@ class Engine(ABC):
 
         Engines that render the chat template themselves hash the token ids, so that a changed template is noticed.
         """
-        return hashlib.blake2b(json.dumps(list(messages), ensure_ascii=False).encode(), digest_size=16).digest()
+        return hash_messages(messages)
+
+
+def hash_messages(messages: Sequence[Message]) -> bytes:
+    """16 bytes that stand for a conversation."""
+    return hashlib.blake2b(json.dumps(list(messages), ensure_ascii=False).encode(), digest_size=16).digest()
 
 
 def request_seed(seed: int, prompt_key: bytes) -> int:

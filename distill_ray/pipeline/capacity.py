@@ -218,23 +218,19 @@ def shown(labels: Mapping[str, str]) -> str:
 # -- what the stages ask for ------------------------------------------------------------------------------------------
 
 
-def teacher_gpus(config: RunConfig) -> int:
-    """GPUs of one engine: none for a teacher that is named and not asked, as nothing of it is loaded."""
-    return config.teacher.num_gpus if config.asks_teacher else 0
+def teacher_gpus(config: RunConfig, engine: BaseEngineConfig) -> int:
+    """GPUs of one of its engines: none for a teacher that is named and not asked, as nothing of it is loaded."""
+    return engine.num_gpus if config.asks_teacher else 0
 
 
-def teacher_need(config: RunConfig) -> Need:
-    """The engines that have to be there for a generation to start."""
-    teacher = config.teacher
-    each = {"CPU": ("teacher.cpus", teacher.cpus), "GPU": ("teacher.gpus", float(teacher_gpus(config)))}
-    is_spread = isinstance(teacher, VllmEngineConfig)
-    return Need("teacher.replicas", teacher.replicas.min, each, teacher.node_labels, is_spread)
-
-
-def engine_resources(config: RunConfig) -> dict[str, Any]:
-    """What one engine actor of the teacher asks Ray for. Raises ConfigError, ClusterError: it will never get it."""
-    require(teacher_need(config))
-    return engine_options(config.teacher, teacher_gpus(config))
+def teacher_needs(config: RunConfig) -> list[Need]:
+    """The engines that have to be there for a generation to start: the teacher's, or those of each of its members."""
+    needs = []
+    for key, engine in config.teachers.items():
+        each = {"CPU": (f"{key}.cpus", engine.cpus), "GPU": (f"{key}.gpus", float(teacher_gpus(config, engine)))}
+        is_spread = isinstance(engine, VllmEngineConfig)
+        needs.append(Need(f"{key}.replicas", engine.replicas.min, each, engine.node_labels, is_spread))
+    return needs
 
 
 def engine_options(engine: BaseEngineConfig, num_gpus: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import httpx
 import ray
 
 from distill_ray.config import (
+    MixtureConfig,
     OpenAIEngineConfig,
     RunConfig,
     StepByStepRecipeConfig,
@@ -30,7 +31,6 @@ from distill_ray.models import (
     require_safetensors,
     resolve_model,
 )
-from distill_ray.pipeline.capacity import engine_resources
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
@@ -38,6 +38,7 @@ from distill_ray.pipeline.helpers import require_helpers, reward_of
 from distill_ray.pipeline.planning.plan import find_files, plan_rows
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
+from distill_ray.pipeline.teacher import worker_resources
 from distill_ray.pipeline.training.train import training_resources
 from distill_ray.recipes import Recipe, make_recipe
 from distill_ray.recipes.template import columns_of
@@ -115,8 +116,10 @@ def check_student(config: RunConfig) -> Iterator[str]:
     prompts = prompts_of(student, key="student.model")
     require_safetensors(student.model, key="student.model")
     require_evaluation_engine(config)
-    if isinstance(config.train.loss, TopkKlConfig) and isinstance(config.teacher, VllmEngineConfig | HfEngineConfig):
-        _require_same_tokens(prompts_of(config.teacher, key="teacher.model"), prompts)
+    if isinstance(config.train.loss, TopkKlConfig):
+        for key, engine in config.teachers.items():
+            if isinstance(engine, VllmEngineConfig | HfEngineConfig):
+                _require_same_tokens(prompts_of(engine, key=f"{key}.model"), prompts)
     yield f"student `{student.model}`: tokenizer, chat template and weights"
 
 
@@ -133,7 +136,7 @@ def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
 
 def check_resources(config: RunConfig) -> str:
     """What the stages ask Ray for, held against what there is. Raises ConfigError."""
-    engine_resources(config)
+    worker_resources(config)
     require_helpers(config)
     training_resources(config)
     resources = ray.cluster_resources()
@@ -148,11 +151,19 @@ def _problems(folder: RunFolder) -> tuple[int, str]:
 
 
 def check_teacher(config: RunConfig) -> Iterator[str]:
-    """Whether it can be asked, where it is asked for anything. Raises ConfigError."""
+    """Whether it can be asked, where it is asked for anything: each member of a mixture. Raises InputError."""
     if not config.asks_teacher:
         yield "teacher: nobody is asked"
         return
-    yield f"teacher {_check_engine(config.teacher, 'teacher')}"
+    wrong: list[InputError] = []
+    for key, engine in config.teachers.items():
+        try:
+            yield f"{key} {_check_engine(engine, key)}"
+        except ConfigError as error:
+            wrong.append(error)
+    raise_all(wrong)
+    if isinstance(config.teacher, MixtureConfig):
+        yield f"teacher: each row is answered by one member: {config.teacher.model}"
 
 
 def check_service(config: RunConfig) -> Iterator[str]:
@@ -163,8 +174,7 @@ def check_service(config: RunConfig) -> Iterator[str]:
     Raises:
         ConfigError: what is wrong with the first of them.
     """
-    own = config.serve.teacher
-    engines = [("serve.teacher", own) if own is not None else ("teacher", config.teacher)]
+    engines = [config.service_teacher]
     if isinstance(config.serve.student, OpenAIEngineConfig):
         engines.append(("serve.student", config.serve.student))
     for key, engine in engines:
@@ -193,8 +203,7 @@ def _why_no_answer(engine: OpenAIEngineConfig) -> str | None:
 def check_judge(config: RunConfig) -> Iterator[str]:
     """Whether who compares answers can be asked, where somebody is. Raises ConfigError."""
     if config.calibrate.metric == "judge":
-        own = config.calibrate.judge
-        engine, key = (own, "calibrate.judge") if own is not None else (config.teacher, "teacher")
+        key, engine = config.calibration_judge
         yield f"judge {_check_engine(engine, key)}"
 
 

@@ -25,10 +25,10 @@ import ray
 import ray.data
 import ray.exceptions
 
-from distill_ray.config import RunConfig
+from distill_ray.config import EngineConfig, MixtureConfig, RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import DistillError, TooManyRejects
-from distill_ray.pipeline.capacity import beside_the_driver, engine_resources, room, teacher_need
+from distill_ray.pipeline.capacity import beside_the_driver
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import helper_needs, start_helpers
@@ -38,6 +38,7 @@ from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.recipe_figures import recipe_figures
 from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.tally import Tally
+from distill_ray.pipeline.teacher import engine_counts, member_actors, total_retries, worker_resources
 from distill_ray.pipeline.worker import Figures, PartitionWorker
 from distill_ray.recipes import RECIPES, make_recipe
 from distill_ray.records import SCHEMA_VERSION
@@ -48,6 +49,9 @@ _EXECUTION_KEYS |= {"replicas", "cpus", "gpus", "node_labels"}
 
 # Partitions that one engine works on at once: enough that the tail of one is filled by the next.
 OPEN_PARTITIONS = 4
+
+# Of a mixture, whose workers only ask: a worker's time for a row is small against an engine's.
+ENGINES_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,25 @@ def generation_fingerprint(config: RunConfig) -> str:
     """Hash of all that decides what a row's examples are: recipe, context file, teacher, sampling, schema; of other
     packages the version."""
     recipe = make_recipe(config.recipe)
-    teacher = config.teacher.model_dump(exclude=_EXECUTION_KEYS)
-    template = getattr(config.teacher, "chat_template", None)
-    parts = [SCHEMA_VERSION, recipe.fingerprint, make_engine(config.teacher).identity, teacher]
-    parts += [Path(template).read_text(encoding="utf-8") if template else None]
+    parts: list[Any] = [SCHEMA_VERSION, recipe.fingerprint, *_answers_of(config)]
     if config.plugins:  # their code may change with their version; a recipe of ours hashes its keys itself
         is_ours = config.recipe.type in RECIPES
         parts += [config.plugins, None if is_ours else config.recipe.model_dump(mode="json")]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _answers_of(config: RunConfig) -> list[Any]:
+    """What decides the teacher's answers; of a mixture that of its members and their shares, in any order."""
+    if not isinstance(config.teacher, MixtureConfig):
+        return _answers_of_engine(config.teacher)
+    members = zip(config.teacher.shares, config.teacher.engines, strict=True)
+    return ["mixture", *sorted(json.dumps([share, *_answers_of_engine(e)], default=str) for share, e in members)]
+
+
+def _answers_of_engine(engine: EngineConfig) -> list[Any]:
+    template = getattr(engine, "chat_template", None)
+    keys = engine.model_dump(exclude=_EXECUTION_KEYS)
+    return [make_engine(engine).identity, keys, Path(template).read_text(encoding="utf-8") if template else None]
 
 
 def generated_with(config: RunConfig) -> str:
@@ -190,32 +205,43 @@ def _run_partitions(
             replayed=sum(marker["calls"] + marker["replayed"] for marker in done.values()),
         )
     )
-    resources = engine_resources(config)
+    resources = worker_resources(config)
     # All engines that there is work and room for are asked for at once, and not one after the other as Ray Data would:
     # it waits for a pool's first results, hours with a real teacher, before it asks a cluster for more nodes. An engine
     # goes as soon as nothing is left for it.
-    engines = min(config.teacher.replicas.max, len(todo))
-    engines = max(room(teacher_need(config), engines, helper_needs(config)), min(config.teacher.replicas.min, engines))
-    open_partitions = max(1, min(OPEN_PARTITIONS, -(-len(todo) // engines)))
-    dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
-        PartitionWorker,
-        fn_constructor_args=(
-            config,
-            folder,
-            fingerprint,
-            tally,
-            [p.sha for p in plan.partitions],
-            start_helpers(config, folder),
-            engines * open_partitions,
-        ),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=engines,
-            max_tasks_in_flight_per_actor=open_partitions,
-            max_concurrent_calls_per_actor=open_partitions,
-        ),
-        **resources,
-    )
+    counts = engine_counts(config, len(todo), helper_needs(config))
+    engines_each = ENGINES_PER_WORKER if isinstance(config.teacher, MixtureConfig) else 1
+    workers = min(-(-sum(counts) // engines_each), len(todo))
+    open_partitions = max(1, min(OPEN_PARTITIONS * engines_each, -(-len(todo) // workers)))
+    with member_actors(config, folder, counts, tally) as members:
+        helpers = dataclasses.replace(start_helpers(config, folder), members=members)
+        dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
+            PartitionWorker,
+            fn_constructor_args=(
+                config,
+                folder,
+                fingerprint,
+                tally,
+                [p.sha for p in plan.partitions],
+                helpers,
+                workers * open_partitions,
+            ),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=open_partitions,
+                max_concurrent_calls_per_actor=open_partitions,
+            ),
+            **resources,
+        )
+        _work_through(dataset, tally, progress, folder)
+        retries = total_retries(members)
+    state: dict[str, Any] = ray.get(tally.state.remote())
+    return {**state, "engine_retries": state["engine_retries"] + retries}
+
+
+def _work_through(dataset: ray.data.Dataset, tally: Any, progress: Progress, folder: RunFolder) -> None:
+    """Run the stage to its end. Raises what a worker raised."""
     with _shown(tally, progress):
         try:
             for _ in dataset.iter_rows():
@@ -229,7 +255,6 @@ def _run_partitions(
                     "calls are kept: run the same command again to go on"
                 ) from error
             raise ours from None
-    return ray.get(tally.state.remote())
 
 
 @contextmanager

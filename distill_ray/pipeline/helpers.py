@@ -22,7 +22,7 @@ from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, Model
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, EngineUnavailable
-from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_need
+from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_needs
 from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.recipes.base import Answerer, Engines, Scorer
@@ -39,6 +39,8 @@ class Helpers:
 
     rewards: list[Any] = field(default_factory=list)
     judge: Any = None
+    members: list[list[Any]] = field(default_factory=list)
+    """Of each member of a mixture, its engines: `pipeline.teacher`."""
 
 
 def reward_of(config: RunConfig) -> RewardConfig | None:
@@ -67,7 +69,7 @@ def require_helpers(config: RunConfig) -> None:
     """
     needs = helper_needs(config)
     require(*needs)
-    require(teacher_need(config), *needs)
+    require(*teacher_needs(config), *needs)
 
 
 def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
@@ -124,23 +126,37 @@ class RewardActor:
 
 
 class EngineActor:
-    """Actor: one engine for all who ask. `role` names its log."""
+    """Actor: one engine for all who ask. `role` names its log; a `Tally` is told when the engine is up."""
 
-    def __init__(self, config: EngineConfig, folder: RunFolder, role: str) -> None:
+    def __init__(self, config: EngineConfig, folder: RunFolder, role: str, tally: Any = None) -> None:
         redirect_output(folder, f"{role}-{os.getpid()}")
-        self._engine = make_engine(config)
+        self._engine, self._tally = make_engine(config), tally
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the engine, once, whoever asks first."""
         if self._starting is None:
-            self._starting = asyncio.create_task(self._engine.start())
+            self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        await self._engine.start()
+        if self._tally is not None:
+            self._tally.engine_started.remote()
 
     async def generate(self, messages: list[Message], sampling: SamplingConfig, first_sample: int) -> list[Completion]:
         """See `Engine.generate`."""
         await self.start()
         return await self._engine.generate(messages, sampling, first_sample=first_sample)
+
+    async def score(self, messages: list[Message], answer: str, top_logprobs: int) -> Completion:
+        """See `Engine.score`."""
+        await self.start()
+        return await self._engine.score(messages, answer, top_logprobs)
+
+    async def num_retries(self) -> int:
+        """See `Engine.num_retries`."""
+        return self._engine.num_retries
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -163,6 +179,10 @@ class RemoteEngine(Engine):
     ) -> list[Completion]:
         """See `Engine.generate`."""
         return await self._ask(self._actor.generate.remote(list(messages), sampling, first_sample))
+
+    async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
+        """See `Engine.score`."""
+        return await self._ask(self._actor.score.remote(list(messages), answer, top_logprobs))
 
     async def close(self) -> None:
         """End the engine for all who ask it."""

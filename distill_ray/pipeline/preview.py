@@ -6,6 +6,7 @@ teacher (watched) -> calls -> `turns`, the result -> `outcome` -> one panel of p
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +19,15 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from distill_ray.config import RunConfig, SamplingConfig
-from distill_ray.engines import make_engine
+from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
-from distill_ray.pipeline.capacity import engine_resources, of_one_actor
+from distill_ray.pipeline.capacity import of_one_actor
 from distill_ray.pipeline.cluster import connected, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.synthesize import with_queries
+from distill_ray.pipeline.teacher import Teacher, member_actors, worker_resources
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Completion, Example, Message, Reject, RejectReason, Row, row_from_record
 
@@ -126,9 +128,9 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
         plan_rows(with_queries(config, folder, num_rows), recipe, folder, limit=num_rows)
         records = [record for table in folder.read_tables("rows") for record in table.to_pylist()][:num_rows]
         rows = [row_from_record(record) for record in records if record["reject_reason"] is None]
-        with connected():
-            options = of_one_actor(engine_resources(config))
-            helpers = start_helpers(config, folder)
+        with connected(), member_actors(config, folder) as members:
+            options = of_one_actor(worker_resources(config))
+            helpers = dataclasses.replace(start_helpers(config, folder), members=members)
             try:
                 answers = ray.get(ray.remote(_answer).options(**options).remote(config, folder, rows, helpers))
             except ray.exceptions.RayError as error:
@@ -165,16 +167,17 @@ def _answer(config: RunConfig, folder: RunFolder, rows: list[Row], helpers: Help
     names: Sequence[str] = getattr(recipe, "turns", ())
 
     async def all_rows() -> list[list[Part]]:
-        engine = make_engine(config.teacher)
-        if config.recipe.asks_teacher:
-            await engine.start()
+        teacher = Teacher(config, helpers.members)
+        if config.recipe.asks_teacher and not helpers.members:  # those start when they are asked
+            await asyncio.gather(*(engine.start() for engine in teacher.engines))
         roles = Roles(config, helpers)
         try:
-            return list(await asyncio.gather(*(one_row(engine, roles, row) for row in rows)))
+            return list(await asyncio.gather(*(one_row(teacher.of_row(recipe, row), roles, row) for row in rows)))
         finally:
-            await engine.close()
+            if not helpers.members:
+                await asyncio.gather(*(engine.close() for engine in teacher.engines))
 
-    async def one_row(engine: Any, roles: Roles, row: Row) -> list[Part]:
+    async def one_row(engine: Engine, roles: Roles, row: Row) -> list[Part]:
         engines = roles.engines(lambda own, sampling: _Watched(own or engine, sampling))
         watched = engines.teacher
         assert isinstance(watched, _Watched)

@@ -21,17 +21,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from datasketch import MinHash, MinHashLSH
 
-from distill_ray.config import FilesDataConfig, RunConfig, SynthesizeDataConfig
+from distill_ray.config import FilesDataConfig, MixtureConfig, RunConfig, SynthesizeDataConfig
 from distill_ray.config.recipe import DEFAULT_REFUSALS
 from distill_ray.engines import make_engine
+from distill_ray.engines.base import hash_messages
 from distill_ray.errors import ConfigError, DataError, RequestRejected, TransientEngineError
-from distill_ray.pipeline.capacity import engine_resources, of_one_actor
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
 from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.planner import normalise
@@ -39,6 +37,7 @@ from distill_ray.pipeline.planning.readers import read_rows
 from distill_ray.pipeline.planning.sources import resolve
 from distill_ray.pipeline.planning.textfile import lines
 from distill_ray.pipeline.progress import Progress, say
+from distill_ray.pipeline.teacher import Teacher, engine_actors
 from distill_ray.recipes.answers import show, with_plain_apostrophes
 from distill_ray.recipes.patterns import any_matches
 from distill_ray.recipes.template import TextTemplate
@@ -116,7 +115,9 @@ def as_files(data: SynthesizeDataConfig, source: str) -> FilesDataConfig:
 def _fingerprint(config: RunConfig, requests: Requests, count: int) -> str:
     data = config.data.model_dump(mode="json", exclude={"holdout", "validation_holdout", "validation", "test", "count"})
     sampling = config.teacher.sampling.model_dump(mode="json")
-    parts = [data, sampling, make_engine(config.teacher).identity, requests.prompts, requests.seeds, count]
+    asked = [make_engine(engine).identity for engine in config.teachers.values()]
+    who = asked[0] if not isinstance(config.teacher, MixtureConfig) else [asked, config.teacher.shares]
+    parts = [data, sampling, who, requests.prompts, requests.seeds, count]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -308,14 +309,12 @@ def _synthesize(config: RunConfig, folder: RunFolder, requests: Requests, count:
     """Start the teacher in an actor, let it write, end it: its GPUs are for the generation that follows."""
     data = config.data
     assert isinstance(data, SynthesizeDataConfig)
-    with connected(), Progress("synthesize", total=count, unit="queries") as progress:
-        options = of_one_actor(engine_resources(config))
-        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=config.teacher.max_concurrency + 8)
-        actor: Any = actor_class.remote(config.teacher, folder, "teacher")
-        try:
-            written = asyncio.run(_ask_actor(config, folder, requests, count, actor, progress))
-        finally:
-            ray.kill(actor)
+    with (
+        connected(),
+        Progress("synthesize", total=count, unit="queries") as progress,
+        engine_actors(config, folder) as pools,
+    ):
+        written = asyncio.run(_ask(config, folder, requests, count, Teacher(config, pools), progress))
     if not written.queries:
         refused = f" ({written.refused} answers were refusals)" if written.refused else ""
         raise DataError(
@@ -339,16 +338,15 @@ def _why_so_few(written: Written, config: RunConfig) -> str:
     return f"That is what data.max_calls allows; {dropped}. For more: more calls, {advice}"
 
 
-async def _ask_actor(
-    config: RunConfig, folder: RunFolder, requests: Requests, count: int, actor: Any, progress: Progress
+async def _ask(
+    config: RunConfig, folder: RunFolder, requests: Requests, count: int, teacher: Teacher, progress: Progress
 ) -> Written:
     data, sampling = config.data, config.teacher.sampling
     assert isinstance(data, SynthesizeDataConfig)
-    engine = RemoteEngine(config.teacher, actor, "teacher")
     ledger, flusher = Ledger(folder, "queries"), Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
     flusher.add(ledger)
     counts = Written()
-    in_flight = asyncio.Semaphore(config.teacher.max_concurrency)
+    in_flight = {engine: asyncio.Semaphore(own.max_concurrency) for engine, own in teacher.engines.items()}
 
     def on_call(is_replayed: bool, completions: Sequence[Completion]) -> None:
         counts.replayed += len(completions) * is_replayed
@@ -358,8 +356,9 @@ async def _ask_actor(
 
     async def ask(messages: Sequence[Message], call: int) -> list[Completion]:
         own = sampling.model_copy(update={"seed": sampling.seed + data.seed + call * sampling.n})
+        engine = teacher.of_key(hash_messages([*messages, Message(role="user", content=f"call {call}")]))
         name = engine.identity.partition(":")[2]
-        async with in_flight:
+        async with in_flight[engine]:
             ledgered = LedgeredEngine(name, engine, own, ledger, engine.start, on_call, flusher.check)
             return await ledgered.generate(messages)
 
@@ -373,7 +372,6 @@ async def _ask_actor(
 
     try:
         written = await write_queries(data, requests, count, ask, on_progress)
-        await engine.close()
     finally:
         flusher.remove(ledger)
         await asyncio.to_thread(ledger.flush)

@@ -1,29 +1,31 @@
-"""The actor of the generation stage: one engine, several open partitions, the recipe of many rows at once.
+"""The actor of the generation stage: the teacher, several open partitions, the recipe of many rows at once.
 
-There is no barrier: a row that finishes leaves, the next one enters, and all turns of a row meet the same engine, so
-its prefix cache is warm.
+The teacher's engine lives here, or, where it is a mixture, in actors that all workers ask (`teacher.py`). There is no
+barrier: a row that finishes leaves, the next one enters, and all turns of a row meet the same engine, so its prefix
+cache is warm.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distill_ray.config import RunConfig, SamplingConfig
-from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine
 from distill_ray.errors import DistillError, RequestRejected, RowError, TransientEngineError
 from distill_ray.pipeline.cluster import own_error, redirect_output
 from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import Helpers, Roles
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
+from distill_ray.pipeline.teacher import Teacher
 from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import (
     RETRYABLE_REASONS,
@@ -40,6 +42,8 @@ from distill_ray.records import (
 
 REPORT_EVERY_S = 0.5  # of one partition
 REPORTS_PER_S = 500  # of all: one actor takes them
+
+EnginesWith = Callable[[Engine], Engines]  # whoever is the teacher -> who may be asked
 
 
 class TokenBudgetSpent(Exception):
@@ -82,7 +86,7 @@ class PartitionWorker:
         fingerprint: of the generation, for the markers.
         tally: a handle of the `Tally`.
         row_shas: of all partitions' rows, for the markers.
-        helpers: who answers beside the teacher.
+        helpers: who answers beside the teacher, and the members of a mixture.
         open_partitions: that report to the tally, of all workers together.
     """
 
@@ -103,10 +107,14 @@ class PartitionWorker:
         self._recipe = make_recipe(config.recipe)
         if not config.recipe.asks_teacher:
             tally.engine_started.remote()  # nothing to wait for
-        self._engine: Engine = make_engine(config.teacher)
-        self._roles = Roles(config, helpers or Helpers())
-        self._starting: asyncio.Task[None] | None = None
-        self._rows_in_progress = asyncio.Semaphore(config.teacher.max_concurrency)
+        helpers = helpers or Helpers()
+        self._teacher, self._roles = Teacher(config, helpers.members), Roles(config, helpers)
+        self._counts_starts = not helpers.members  # else they do it themselves: several workers ask them
+        self._starting: dict[Engine, asyncio.Task[None]] = {}
+        # Of each engine its own, so that the rows of a slow member do not keep those of the others waiting.
+        self._rows_in_progress = {
+            engine: asyncio.Semaphore(own.max_concurrency) for engine, own in self._teacher.engines.items()
+        }
         self._flusher = Flusher(config.generate.flush_s or (0.1 if folder.is_local else 5.0))
         self._report_every_s = max(REPORT_EVERY_S, open_partitions / REPORTS_PER_S)
         self._budget_spent = False
@@ -135,26 +143,31 @@ class PartitionWorker:
             ledger.flush()
         await asyncio.to_thread(self._write, partition, [task.result() for task in tasks], figures, ledger)
 
-    def _engines(self, ledger: Ledger, figures: Figures) -> Engines:
-        """Who the recipe may ask, each through this partition's ledger."""
+    def _engines(self, ledger: Ledger, figures: Figures) -> EnginesWith:
+        """Who the recipe may ask, by who is its teacher, each through this partition's ledger."""
 
-        def ledgered(engine: Engine | None, sampling: SamplingConfig) -> LedgeredEngine:
-            ready = self._ready if engine is None else engine.start
-            engine = engine or self._engine
-            name = engine.identity.partition(":")[2] or engine.identity
-            return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
+        @functools.cache
+        def engines_with(teacher: Engine) -> Engines:
+            def ledgered(engine: Engine | None, sampling: SamplingConfig) -> LedgeredEngine:
+                ready = functools.partial(self._ready, teacher) if engine is None else engine.start
+                engine = engine or teacher
+                name = engine.identity.partition(":")[2] or engine.identity
+                return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
 
-        return self._roles.engines(ledgered)
+            return self._roles.engines(ledgered)
 
-    async def _ready(self) -> None:
-        """Start the engine once, whichever partition comes first."""
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
-        await asyncio.shield(self._starting)
+        return engines_with
 
-    async def _start(self) -> None:
-        await self._engine.start()
-        self._tally.engine_started.remote()
+    async def _ready(self, engine: Engine) -> None:
+        """Start an engine once, whichever partition comes first."""
+        if engine not in self._starting:
+            self._starting[engine] = asyncio.create_task(self._start(engine))
+        await asyncio.shield(self._starting[engine])
+
+    async def _start(self, engine: Engine) -> None:
+        await engine.start()
+        if self._counts_starts:
+            self._tally.engine_started.remote()
 
     async def _until_done(
         self, partition: int, tasks: list[asyncio.Task[Any]], figures: Figures, samples: list[str]
@@ -168,14 +181,14 @@ class PartitionWorker:
             if time.monotonic() - last >= every or not pending:
                 last = time.monotonic()
                 shown, samples[:] = list(samples), []
-                retries = (self._name, self._engine.num_retries)
+                retries = (self._name, sum(engine.num_retries for engine in self._teacher.engines))
                 try:
                     self._budget_spent = await self._tally.report.remote(partition, _plain(figures), shown, retries)
                 except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
                     raise own_error(error) or error from None
 
     async def _row(
-        self, record: dict[str, Any], engines: Engines, figures: Figures, samples: list[str]
+        self, record: dict[str, Any], engines: EnginesWith, figures: Figures, samples: list[str]
     ) -> list[Example] | Reject:
         result = await self._distill(record, engines)
         figures.rows += 1
@@ -188,14 +201,15 @@ class PartitionWorker:
             figures.examples += len(result)
         return result
 
-    async def _distill(self, record: dict[str, Any], engines: Engines) -> list[Example] | Reject:
+    async def _distill(self, record: dict[str, Any], engines_with: EnginesWith) -> list[Example] | Reject:
         """One row to its examples or its reject. Only what concerns all rows is raised."""
         if record["reject_reason"] is not None:
             return _reject(record, "read", RejectReason(record["reject_reason"]), record["reject_detail"])
         row = row_from_record(record)
-        async with self._rows_in_progress:
+        teacher = self._teacher.of_row(self._recipe, row)
+        async with self._rows_in_progress[teacher]:
             try:
-                result = await self._recipe.distill(row, engines)
+                result = await self._recipe.distill(row, engines_with(teacher))
             except RequestRejected as error:
                 return _reject(record, "generate", RejectReason(error.reason), error.detail)
             except RowError as error:

@@ -55,7 +55,7 @@ def front_application(config: RunConfig, folder: str) -> serve.Application:
 
 def teacher_application(config: RunConfig, folder: str) -> serve.Application | None:
     """The teacher; None: it is a server somewhere else."""
-    engine = config.serve.teacher or config.teacher
+    _, engine = config.service_teacher
     if isinstance(engine, OpenAIEngineConfig):
         return None
     return application(engine, AppNames(config.name).teacher, RunFolder(folder), config.serve.scaling)
@@ -64,7 +64,7 @@ def teacher_application(config: RunConfig, folder: str) -> serve.Application | N
 def cpus_needed(config: RunConfig) -> float:
     """What all parts reserve, three students included: the current one, the one before it, and a candidate."""
     serve_config = config.serve
-    teacher = serve_config.teacher or config.teacher
+    _, teacher = config.service_teacher
     engines = 0.0 if isinstance(teacher, OpenAIEngineConfig) else teacher.cpus * teacher.replicas.min
     student = serve_config.student
     if not isinstance(student, OpenAIEngineConfig):
@@ -78,11 +78,7 @@ def require_gpus(config: RunConfig) -> None:
     Raises:
         ConfigError: this machine has not the GPUs that teacher or student ask for.
     """
-    serve_config = config.serve
-    teacher = (
-        ("serve.teacher", serve_config.teacher) if serve_config.teacher is not None else ("teacher", config.teacher)
-    )
-    for key, engine in (teacher, ("serve.student", serve_config.student)):
+    for key, engine in (config.service_teacher, ("serve.student", config.serve.student)):
         if engine is not None and not isinstance(engine, OpenAIEngineConfig):
             each = {"GPU": (f"{key}.gpus", float(engine.num_gpus))}
             is_spread = isinstance(engine, VllmEngineConfig)

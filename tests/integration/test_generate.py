@@ -240,7 +240,8 @@ def test_an_engine_of_several_gpus_sits_in_a_placement_group_with_one_bundle_eac
     script = """
 import json, ray
 from distill_ray.config import parse_config
-from distill_ray.pipeline.capacity import engine_resources, of_one_actor
+from distill_ray.pipeline.capacity import of_one_actor
+from distill_ray.pipeline.teacher import worker_resources
 ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
 
 @ray.remote
@@ -255,7 +256,7 @@ def child():  # as one of vLLM's workers
 teacher = {"type": "vllm", "model": "demo", "gpus": 4, "engine_kwargs": {"pipeline_parallel_size": 2}}
 recipe = {"type": "context", "context": {"text": "."}}
 config = parse_config({"recipe": recipe, "data": {"source": "."}, "teacher": teacher})
-options = of_one_actor(engine_resources(config))
+options = of_one_actor(worker_resources(config))
 print(json.dumps(ray.get(look.options(**options).remote())))
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

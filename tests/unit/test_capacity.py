@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill_ray.config import parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline import capacity
-from distill_ray.pipeline.capacity import Need, engine_options, require, room, teacher_need
+from distill_ray.pipeline.capacity import Need, engine_options, require, room, teacher_needs
 
 HERE = {"ray.io/node-id": "f00"}
 
@@ -135,5 +135,5 @@ def test_an_engine_asks_for_its_labels_on_its_node_and_on_all_of_several() -> No
     one = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 1, "node_labels": {"stage": "teacher"}}})
     assert engine_options(one.teacher, 1) == {"num_cpus": 1.0, "num_gpus": 1, "label_selector": {"stage": "teacher"}}
     four = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 4, "cpus": 2, "replicas": 2}})
-    bundles = teacher_need(four).bundles
+    bundles = teacher_needs(four)[0].bundles
     assert bundles == ([{"GPU": 1.0, "CPU": 2.0}] + [{"GPU": 1.0, "CPU": 1.0}] * 3) * 2

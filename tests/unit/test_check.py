@@ -17,7 +17,7 @@ from distill_ray.cli import main
 from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
-from distill_ray.pipeline.capacity import engine_options, teacher_gpus, teacher_need
+from distill_ray.pipeline.capacity import engine_options, teacher_gpus, teacher_needs
 from distill_ray.pipeline.check import check, check_reward, check_teacher, recipe_warnings
 
 JUDGE = {"type": "judge"}
@@ -232,8 +232,8 @@ def test_a_teacher_that_nobody_asks_needs_no_key_and_no_hardware(
     config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": teacher})
     assert list(check_teacher(config)) == ["teacher: nobody is asked"]
     there = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "vllm", "gpus": 8}})
-    assert teacher_need(there).bundles == [{"CPU": 1.0}]
-    assert engine_options(there.teacher, teacher_gpus(there)) == {"num_cpus": 1.0, "num_gpus": 0}
+    assert teacher_needs(there)[0].bundles == [{"CPU": 1.0}]
+    assert engine_options(there.teacher, teacher_gpus(there, there.teacher)) == {"num_cpus": 1.0, "num_gpus": 0}
     writes = {"type": "synthesize", "count": 1, "topics": ["a"]}
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         list(check_teacher(parse_config({"recipe": recipe, "data": writes, "teacher": teacher})))

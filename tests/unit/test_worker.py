@@ -60,7 +60,8 @@ def config_of(tmp_path: Path, rows: list[str], **teacher: Any) -> RunConfig:
     )
 
 
-def run_worker(config: RunConfig, folder: RunFolder, **tally: Any) -> Tally:
+def run_worker(config: RunConfig, folder: RunFolder, together: bool = False, **tally: Any) -> Tally:
+    """Run all partitions, one after the other or together."""
     plan = plan_rows(config, make_recipe(config.recipe), folder)
     settings = {"rows_in": plan.rows_in, "max_reject_frac": 1.0, "max_tokens": None, "rejects": {}, "rows_done": 0}
     counter = Tally(**{**settings, **tally})
@@ -68,9 +69,16 @@ def run_worker(config: RunConfig, folder: RunFolder, **tally: Any) -> Tally:
     async def all_partitions() -> None:
         shas = [p.sha for p in plan.partitions]
         actor = PartitionWorker(config, folder, "fingerprint", LocalTally(counter), shas)
-        for partition in range(plan.num_partitions):
+
+        async def one(partition: int) -> None:
             async for _ in actor({"partition": np.array([partition])}):
                 pass
+
+        if together:
+            await asyncio.wait_for(asyncio.gather(*map(one, range(plan.num_partitions))), 60)
+        else:
+            for partition in range(plan.num_partitions):
+                await one(partition)
 
     asyncio.run(all_partitions())
     return counter

@@ -15,6 +15,7 @@ from distill_ray.config import (
     HfEngineConfig,
     OpenAIEngineConfig,
     PlannedEngineConfig,
+    Replicas,
     VllmEngineConfig,
 )
 from distill_ray.pipeline.estimating.calls import Ask
@@ -62,6 +63,7 @@ class Planned:
     """One engine with its load."""
 
     load: Load
+    replicas: Replicas
     gpu: str
     num_gpus: int
     price_per_gpu_hour: float
@@ -132,6 +134,7 @@ def planned_engine(
     seconds, figures = _seconds(load, speed, plan, key, plan_key, measured)
     return Planned(
         load=load,
+        replicas=engine.replicas,
         gpu=gpu,
         num_gpus=engine.num_gpus,
         price_per_gpu_hour=price_per_hour,
@@ -226,6 +229,7 @@ def _elsewhere(
         money = api_money(plan, load)
     return Planned(
         load=load,
+        replicas=engine.replicas,
         gpu="API" if isinstance(engine, OpenAIEngineConfig) else gpu.name if gpu else "CPU",
         num_gpus=engine.num_gpus,
         price_per_gpu_hour=gpu.price_per_hour if gpu else 0.0,

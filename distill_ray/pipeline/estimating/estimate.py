@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from distill_ray.config import ModelRewardConfig, RunConfig, SynthesizeDataConfig
+from distill_ray.config import MixtureConfig, ModelRewardConfig, RunConfig, SynthesizeDataConfig
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.pipeline.estimating.calls import Ask, Learnt, Lengths, asks, learnt
 from distill_ray.pipeline.estimating.engines import Planned, planned_engine
@@ -19,7 +19,7 @@ from distill_ray.pipeline.estimating.stages import (
     Cost,
     Stage,
     evaluation_stage,
-    generation_stage,
+    generation_stages,
     rewards_stage,
     total,
     training_stage,
@@ -78,7 +78,7 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
     lengths, figures = _lengths(config, work, measured)
     each = _learnt(config, work, lengths, measured)
     asked = asks(config, lengths)
-    teacher = _teacher(config, work, lengths, asked, measured)
+    teachers = _teachers(config, work, lengths, asked, measured)
     judge = _judge(config, work, lengths, asked, measured)
     longest = max(
         work.longest_student_prompt + round(each.completion),
@@ -87,8 +87,8 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
     train_rows = work.splits.get("train", 0)
     training = planned_training(config, each, train_rows, work.splits.get("validation", 0), longest, measured)
     evaluation = _evaluation(config, work, each)
-    engines = [engine for engine in (teacher, judge) if engine is not None]
-    stages = [generation_stage(config, work, engines), *rewards_stage(config, work, engines, judge)]
+    engines = [*teachers, *([judge] if judge is not None else [])]
+    stages = [*generation_stages(config, work, teachers, judge), *rewards_stage(config, work, teachers, judge)]
     stages += [training_stage(config, train_rows, training), *evaluation_stage(evaluation, work)]
     planned = [*engines, *([evaluation] if evaluation is not None else [])]
     return Estimate(
@@ -105,7 +105,7 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
             *(figure for engine in planned for figure in engine.figures),
             *training.figures,
         ],
-        notes=[*work.notes, *measured.notes, *_warnings(config, stages, engines, longest, measured)],
+        notes=[*work.notes, *measured.notes, *_warnings(config, teachers, judge, longest, measured)],
     )
 
 
@@ -151,28 +151,33 @@ def _learnt(config: RunConfig, work: Workload, lengths: Lengths, measured: Measu
 # -- engines ---------------------------------------------------------------------------------------------------------
 
 
-def _teacher(
+def _teachers(
     config: RunConfig, work: Workload, lengths: Lengths, asked: list[Ask], measured: Measured
-) -> Planned | None:
+) -> list[Planned]:
+    """The teacher, or the members of a mixture, each with its share of the prompts; nobody where nobody is asked."""
     if not config.asks_teacher:
-        return None
+        return []
     grown = round(max((a.prompt for a in asked if a.role == "teacher"), default=0) - work.prompt)  # by later turns
     prompts = float(work.prompts)
     if isinstance(config.data, SynthesizeDataConfig):  # writing a query is a call like an answer, of several queries
         calls = config.data.calls_needed * work.rows_in / config.data.count / max(1, work.prompts)
         asked = [*asked, Ask("query", "teacher", calls, 1, lengths.prompt, lengths.prompt, lengths.completion)]
-    return planned_engine(
-        config.teacher,
-        config.plan.teacher,
-        asked,
-        role="teacher",
-        prompts=prompts,
-        longest=work.longest_prompt + max(0, grown) + config.teacher.sampling.max_tokens,
-        shared=work.shared,
-        key="teacher",
-        plan_key="plan.teacher",
-        measured=measured,
-    )
+    shares = config.teacher.shares if isinstance(config.teacher, MixtureConfig) else [1.0]
+    return [
+        planned_engine(
+            engine,
+            config.plan.teacher,
+            asked,
+            role="teacher",
+            prompts=prompts * share,
+            longest=work.longest_prompt + max(0, grown) + config.teacher.sampling.max_tokens,
+            shared=work.shared,
+            key=key,
+            plan_key="plan.teacher",
+            measured=measured,
+        )
+        for (key, engine), share in zip(config.teachers.items(), shares, strict=True)
+    ]
 
 
 def _judge(config: RunConfig, work: Workload, lengths: Lengths, asked: list[Ask], measured: Measured) -> Planned | None:
@@ -231,13 +236,16 @@ def _reward_price(config: RunConfig) -> list[Figure]:
 
 
 def _warnings(
-    config: RunConfig, stages: list[Stage], engines: list[Planned], longest: int, measured: Measured
+    config: RunConfig, teachers: list[Planned], judge: Planned | None, longest: int, measured: Measured
 ) -> list[str]:
     """What the figures mean for keys of the config, and which prices are missing."""
     found: list[str] = []
     if getattr(config.recipe, "parse", None) is not None and measured.example_tokens is None:
         found.append("recipe.parse: the student is taken to learn whole answers; it learns a part, in less time")
-    tokens, budget = sum(s.prompt_tokens + s.completion_tokens for s in stages[:1]), config.generate.max_teacher_tokens
+    if isinstance(config.teacher, MixtureConfig) and config.asks_teacher:
+        found.append("teacher: each member has its share of the calls, and the GPU, speeds and prices of plan.teacher")
+    tokens = sum(teacher.load.prompt + teacher.load.completion for teacher in teachers)
+    budget = config.generate.max_teacher_tokens
     if budget is not None and tokens > budget:
         found.append(f"generate.max_teacher_tokens: {budget:,} is less than the {tokens:,.0f} that the teacher needs")
     if longest > config.train.longest_example:
@@ -247,9 +255,9 @@ def _warnings(
         )
     if isinstance(getattr(config.recipe, "reward", None), ModelRewardConfig):
         found.append("recipe.reward: its model is taken to fit, and to keep up with the teacher")
-    if _judge_is_slower(config, engines):
+    if _judge_is_slower(teachers, judge):
         found.append("recipe.reward.engine: the judge is slower than the teacher, whose replicas wait for it")
-    if any(engine.money is None for engine in engines):
+    if any(engine is not None and engine.money is None for engine in (*teachers, judge)):
         found.append(
             "an API's price is not given: set price_per_million_prompt_tokens and price_per_million_completion_tokens "
             "in plan.teacher (or plan.judge)"
@@ -257,8 +265,8 @@ def _warnings(
     return found
 
 
-def _judge_is_slower(config: RunConfig, engines: list[Planned]) -> bool:
-    if len(engines) < 2:
+def _judge_is_slower(teachers: list[Planned], judge: Planned | None) -> bool:
+    if judge is None or judge.seconds is None or not teachers:
         return False
-    teacher, judge = (engine.seconds for engine in engines)
-    return teacher is not None and judge is not None and judge > teacher / config.teacher.replicas.max
+    alone = [None if t.seconds is None else t.seconds / t.replicas.max for t in teachers]
+    return all(seconds is not None and judge.seconds > seconds for seconds in alone)

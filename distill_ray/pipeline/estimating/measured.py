@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from distill_ray.config import RunConfig
+from distill_ray.config import MixtureConfig, RunConfig
 from distill_ray.models import prompts_of
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import is_generated
@@ -66,15 +66,17 @@ def measure(config: RunConfig, folder: RunFolder | None) -> Measured:
         config.plan.teacher.gpu
     )
     speed = _answers_per_second(manifest)
-    if not is_same_teacher or speed is None:
+    is_mixture = isinstance(config.teacher, MixtureConfig)
+    if is_mixture or not is_same_teacher or speed is None:
         why = "it does not say how many engines answered how long" if is_same_teacher else "it ran on other GPUs"
+        why = "it does not say which member of the mixture gave how many answers" if is_mixture else why
         notes.append(f"{folder.root}: the teacher's speed is not taken from it: {why}")
         speed = None
     return Measured(
         where=folder.root,
         completion_tokens=manifest["completion_tokens"] / answers if answers else None,
         answers_per_second=speed,
-        engine_start_s=manifest.get("seconds", {}).get("engine_start") if is_same_teacher else None,
+        engine_start_s=manifest.get("seconds", {}).get("engine_start") if is_same_teacher and not is_mixture else None,
         examples_per_row=manifest["num_examples"] / manifest["rows_in"] if manifest["rows_in"] else None,
         example_tokens=_example_tokens(config, folder),
         train_tokens_per_second=_train_tokens_per_second(config, stored, folder),

@@ -64,8 +64,8 @@ def _stages(found: Estimate) -> Table:
     table.add_row("replicas x GPUs", *map(_replicas, stages), "")
     table.add_row("GPU-hours", *(_hours(s.at_min, s.at_max) for s in stages), _hours(at_min, at_max))
     table.add_row("cost (USD)", *(_money(s.at_min, s.at_max) for s in stages), _money(at_min, at_max))
-    table.add_row("time, min replicas", *(_time(s.name, s.at_min) for s in stages), _time("", at_min))
-    table.add_row("time, max replicas", *(_time(s.name, s.at_max) for s in stages), _time("", at_max))
+    table.add_row("time, min replicas", *(_time(s.at_min, s.is_beside) for s in stages), _time(at_min))
+    table.add_row("time, max replicas", *(_time(s.at_max, s.is_beside) for s in stages), _time(at_max))
     return table
 
 
@@ -110,8 +110,8 @@ def _amount(value: float) -> str:
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def _time(stage: str, cost: Cost) -> str:
-    if stage == "rewards":
+def _time(cost: Cost, is_beside: bool = False) -> str:
+    if is_beside:
         return "beside"
     return "?" if cost.wall_s is None else duration(cost.wall_s)
 

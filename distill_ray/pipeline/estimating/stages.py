@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from distill_ray.config import ModelRewardConfig, RunConfig
+from distill_ray.config import MixtureConfig, ModelRewardConfig, RunConfig
 from distill_ray.pipeline.estimating.engines import Planned
 from distill_ray.pipeline.estimating.hardware import gpu_of
 from distill_ray.pipeline.estimating.training import PlannedTraining
@@ -42,6 +42,8 @@ class Stage:
     gpu: str
     at_min: Cost
     at_max: Cost
+    is_beside: bool = False
+    """It takes no time of its own: it stands beside the stage before it."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -67,41 +69,67 @@ def _cost(replicas: int, gpus: int, wall_s: float | None, price: float, paid: fl
     return Cost(replicas, wall_s, hours, None if paid is None else hours * price + paid)
 
 
-def _wall(config: RunConfig, engines: list[Planned], replicas: int) -> float | None:
-    """Of the generation: the slower one of teacher and judge says how long both are rented."""
+def _wall(teachers: list[Planned], judge: Planned | None, *, most: bool) -> float | None:
+    """Of the generation: the slowest of all engines says how long all are rented. `most`: with all their replicas."""
     walls: list[float] = []
-    for number, engine in enumerate(engines):
+    for engine in [*teachers, *([judge] if judge is not None else [])]:
         if engine.seconds is None:
             return None
-        many = replicas if number == 0 and config.asks_teacher else 1
+        many = 1 if engine is judge else _many(engine, most=most)
         walls.append(engine.start_s + engine.seconds / many)
     return max(walls, default=0.0)
 
 
-def generation_stage(config: RunConfig, work: Workload, engines: list[Planned]) -> Stage:
-    """The teacher's calls. `engines`: teacher and judge, those of them that there are."""
-    teacher = engines[0] if config.asks_teacher else None
-    replicas = config.teacher.replicas
-    gpus, price = (teacher.num_gpus, teacher.price_per_gpu_hour) if teacher else (0, 0.0)
-
-    def cost(many: int) -> Cost:
-        return _cost(many, gpus, _wall(config, engines, many), price, teacher.money if teacher else 0.0)
-
-    load = teacher.load if teacher else None
-    return Stage(
-        name="generate",
-        rows=work.usable,
-        calls=load.answers if load else 0.0,
-        prompt_tokens=load.prompt if load else 0.0,
-        completion_tokens=load.completion if load else 0.0,
-        gpus_per_replica=gpus,
-        gpu=teacher.gpu if teacher else "",
-        at_min=cost(replicas.min),
-        at_max=cost(replicas.max),
-    )
+def _many(engine: Planned, *, most: bool) -> int:
+    return engine.replicas.max if most else engine.replicas.min
 
 
-def rewards_stage(config: RunConfig, work: Workload, engines: list[Planned], judge: Planned | None) -> list[Stage]:
+def generation_stages(config: RunConfig, work: Workload, teachers: list[Planned], judge: Planned | None) -> list[Stage]:
+    """The teacher's calls: one stage, or one for each member of a mixture, which work beside each other."""
+    if not teachers:
+        low, high = (
+            _cost(many, 0, _wall([], judge, most=False), 0.0, 0.0)
+            for many in (config.teacher.replicas.min, config.teacher.replicas.max)
+        )
+        return [Stage("generate", work.usable, 0.0, 0.0, 0.0, 0, "", low, high)]
+    shares = config.teacher.shares if isinstance(config.teacher, MixtureConfig) else [1.0]
+    stages: list[Stage] = []
+    for number, (teacher, share) in enumerate(zip(teachers, shares, strict=True)):
+        costs = [
+            _cost(
+                _many(teacher, most=most),
+                teacher.num_gpus,
+                _wall(teachers, judge, most=most),
+                teacher.price_per_gpu_hour,
+                teacher.money,
+            )
+            for most in (False, True)
+        ]
+        load = teacher.load
+        at_min, at_max = map(_beside, costs) if number else costs
+        stages.append(
+            Stage(
+                name=f"generate {number}" if teachers[1:] else "generate",
+                rows=work.usable * share,
+                calls=load.answers,
+                prompt_tokens=load.prompt,
+                completion_tokens=load.completion,
+                gpus_per_replica=teacher.num_gpus,
+                gpu=teacher.gpu,
+                at_min=at_min,
+                at_max=at_max,
+                is_beside=bool(number),
+            )
+        )
+    return stages
+
+
+def _beside(cost: Cost) -> Cost:
+    """What is rented as long as another stage takes, which counts the time."""
+    return dataclasses.replace(cost, wall_s=None if cost.wall_s is None else 0.0)
+
+
+def rewards_stage(config: RunConfig, work: Workload, teachers: list[Planned], judge: Planned | None) -> list[Stage]:
     """What stands beside the teacher as long as the generation takes: a judge or reward models of their own."""
     reward = getattr(config.recipe, "reward", None)
     if isinstance(reward, ModelRewardConfig):
@@ -115,13 +143,10 @@ def rewards_stage(config: RunConfig, work: Workload, engines: list[Planned], jud
         calls, prompt, completion = judge.load.answers, judge.load.prompt, judge.load.completion
     else:
         return []
-
-    def cost(replicas: int) -> Cost:
-        beside = _cost(many, gpus, _wall(config, engines, replicas), price, paid)
-        return dataclasses.replace(beside, wall_s=None if beside.wall_s is None else 0.0)
-
-    at_min, at_max = cost(config.teacher.replicas.min), cost(config.teacher.replicas.max)
-    return [Stage("rewards", work.usable, calls, prompt, completion, gpus, name, at_min, at_max)]
+    at_min, at_max = (
+        _beside(_cost(many, gpus, _wall(teachers, judge, most=most), price, paid)) for most in (False, True)
+    )
+    return [Stage("rewards", work.usable, calls, prompt, completion, gpus, name, at_min, at_max, is_beside=True)]
 
 
 def training_stage(config: RunConfig, rows: int, training: PlannedTraining) -> Stage:

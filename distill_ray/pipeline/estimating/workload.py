@@ -17,6 +17,7 @@ from typing import Any
 from distill_ray.config import (
     FakeEngineConfig,
     HfEngineConfig,
+    MixtureConfig,
     NoEngineConfig,
     RunConfig,
     SelfCritiqueRecipeConfig,
@@ -101,7 +102,10 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
     usable = splits.total()
     if not usable:
         raise DataError(f"data: none of the {plan.rows_in} rows can be used; see `distill-ray check`")
-    teacher = tokens_of(config.teacher, "teacher", notes)
+    key, engine = _whose_tokenizer(config)
+    teacher = tokens_of(engine, key, notes)
+    if isinstance(config.teacher, MixtureConfig):
+        notes.append(f"teacher: the prompts of all members are counted as those of {key}")
     sample, prompts = _sample(recipe, scratch, usable, config.plan.sample_rows)
     teacher_prompts = [teacher(messages) for messages in _rendered(recipe.teacher_messages, sample)]
     chat = prompts_of(config.student, key="student.model")
@@ -116,7 +120,7 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
         sampled=len(sample),
         prompt=_mean(lengths),
         longest_prompt=max(lengths, default=0),
-        shared=_shared(config.teacher, teacher_prompts),
+        shared=_shared(engine, teacher_prompts),
         critique_request=len(teacher([_user(requests[0])])),
         revision_request=len(teacher([_user(requests[1])])),
         judge_prompt=_judge_prompt(config, sample, teacher, notes),
@@ -126,6 +130,12 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
         answer=_mean_or_none([len(chat.text_ids(text)) for text in _answers(config, sample)]),
         notes=notes,
     )
+
+
+def _whose_tokenizer(config: RunConfig) -> tuple[str, BaseEngineConfig]:
+    """The teacher, or the first member whose tokenizer is here."""
+    known = (item for item in config.teachers.items() if isinstance(item[1], VllmEngineConfig | HfEngineConfig))
+    return next(known, next(iter(config.teachers.items())))
 
 
 def tokens_of(engine: BaseEngineConfig, key: str, notes: list[str]) -> TokensOf:

@@ -63,7 +63,7 @@ def _cosine_of(measured: Sequence[Measured], embedder: Embedder) -> Score:
 
 def judged(config: RunConfig, folder: RunFolder, measured: Sequence[Measured]) -> np.ndarray:
     """A judge's scores, through a ledger in `calls/calibrate`: a second calibration pays nothing again. [P] float64."""
-    judge = config.calibrate.judge or config.teacher
+    _, judge = config.calibration_judge
     if isinstance(judge, NoEngineConfig):
         raise ConfigError("calibrate.judge: this run has no teacher that could judge; name an engine")
     reward_config = JudgeRewardConfig(mode="comparison")

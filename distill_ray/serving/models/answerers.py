@@ -12,7 +12,7 @@ from distill_ray.serving.routing.manifest import Manifest
 
 def teacher_of(config: RunConfig, names: AppNames) -> Backend:
     """Who answers what the student does not."""
-    engine = config.serve.teacher or config.teacher
+    _, engine = config.service_teacher
     if isinstance(engine, OpenAIEngineConfig):
         return RemoteBackend(engine)
     return DeployedBackend(names.teacher, make_engine(engine).identity)

@@ -1,0 +1,127 @@
+"""A member of a mixture: engines in actors of their own, as a worker sees them.
+
+An actor that dies is started again by Ray, wherever there is room. Until then, and before it is up for the first time,
+its rows are answered by another replica: a cluster may be slow to find room for one, or never find it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray.exceptions
+
+from distill_ray.config import SamplingConfig
+from distill_ray.config.engine import EngineConfig
+from distill_ray.engines import make_engine
+from distill_ray.engines.base import Engine
+from distill_ray.errors import DistillError, EngineUnavailable, TransientEngineError
+from distill_ray.pipeline.cluster import own_error
+from distill_ray.records import Completion, Message
+
+
+class Pool:
+    """The actors of one member: which of them are up.
+
+    Args:
+        config: the member's engine.
+        actors: `EngineActor`s.
+        role: for messages.
+    """
+
+    def __init__(self, config: EngineConfig, actors: Sequence[Any], role: str) -> None:
+        self.config, self.actors, self._role = config, actors, role
+        self._up: dict[int, Any] = {}
+        self._starting: dict[int, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Start all that are not, and wait until one is up.
+
+        Raises:
+            ConfigError, EngineUnavailable: one cannot start, and none is up.
+        """
+        for number in range(len(self.actors)):
+            if number not in self._starting:
+                self._starting[number] = asyncio.create_task(self._start(number))
+                self._starting[number].add_done_callback(_seen)
+        while not self._up:
+            done, _ = await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _start(self, number: int) -> None:
+        starting = self.actors[number].start.options(max_task_retries=self.config.max_retries)
+        try:
+            await starting.remote()
+        except ray.exceptions.RayActorError as error:
+            raise EngineUnavailable(self.died(error)) from error
+        except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
+            raise own_error(error) or error from None
+        self._up[number] = self.actors[number]
+
+    def nearest(self, number: int) -> int:
+        """The actor of this number, or another one where that one is not up. `start` first."""
+        return number if number in self._up else list(self._up)[number % len(self._up)]
+
+    def is_down(self, number: int) -> None:
+        """It has died: the next `start` waits for it, where no other is up."""
+        self._up.pop(number, None)
+        task = self._starting.get(number)
+        if task is not None and task.done():
+            del self._starting[number]
+
+    def died(self, error: Exception) -> str:
+        """For people."""
+        return f"the {self._role}'s process died ({type(error).__name__}); see logs/"
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """That one of several replicas cannot start concerns nobody while another is up."""
+    if not task.cancelled():
+        task.exception()
+
+
+class MemberEngine(Engine):
+    """One place in a pool. Rows that share it meet the same engine, as long as that one is up."""
+
+    def __init__(self, pool: Pool, number: int) -> None:
+        self._pool, self._number = pool, number
+        self._as_here = make_engine(pool.config)  # never started
+        self.identity = self._as_here.identity
+
+    async def start(self) -> None:
+        """Wait until the member can answer."""
+        await self._pool.start()
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
+        return self._as_here.prompt_key(messages)
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
+    ) -> list[Completion]:
+        """See `Engine.generate`. What was asked of an actor that died is asked again."""
+        return await self._ask("generate", list(messages), sampling, first_sample)
+
+    async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
+        """See `Engine.score`."""
+        return await self._ask("score", list(messages), answer, top_logprobs)
+
+    async def close(self) -> None:
+        """Nothing: others ask the actors too, and who started them ends them."""
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        for left in reversed(range(self._pool.config.max_retries + 1)):
+            await self._pool.start()
+            number = self._pool.nearest(self._number)
+            try:
+                return await getattr(self._pool.actors[number], method).remote(*args)
+            except ray.exceptions.RayActorError as error:
+                self._pool.is_down(number)
+                if not left:
+                    raise TransientEngineError(self._pool.died(error)) from error
+                self.num_retries += 1
+            except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
+                raise own_error(error) or error from None
+        raise AssertionError("the last try returns or raises")
