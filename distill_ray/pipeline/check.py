@@ -21,6 +21,7 @@ from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardMod
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DataError, InputError, first_line, raise_all
+from distill_ray.model_files import in_store
 from distill_ray.models import (
     Prompts,
     is_encoder_decoder,
@@ -290,5 +291,5 @@ def _require_vocabulary(engine: VllmEngineConfig, key: str) -> None:
 
 def _say_if_from_hub(model: str, key: str) -> None:
     """Without a network that takes a while to fail."""
-    if resolve_model(model, key=key) == model and not os.path.isdir(model):
+    if not in_store(model) and resolve_model(model, key=key) == model and not os.path.isdir(model):
         say(f"{key}: looking for {model} on the Hugging Face hub or in its cache")

@@ -13,16 +13,12 @@ A file appears whole or not at all: written under a temporary name and renamed o
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
-import hashlib
 import io
 import json
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,17 +71,6 @@ class RunFolder:
         if not self.is_local:
             raise RunFolderError(f"{self.root}: {'/'.join(parts)} needs a local run folder")
         return Path(self.path(*parts))
-
-    def fetch(self, *parts: str) -> Path:
-        """A folder of the run on this machine's disk: itself where the run is local, else a copy (made anew)."""
-        if self.is_local:
-            return self.local(*parts)
-        name = hashlib.blake2b(self.path(*parts).encode(), digest_size=8).hexdigest()
-        target = Path(tempfile.mkdtemp(prefix=f"distill-ray-{name}-"))
-        atexit.register(shutil.rmtree, target, ignore_errors=True)
-        self.fs.invalidate_cache()
-        self.fs.get(self.path(*parts).rstrip("/") + "/", str(target) + "/", recursive=True)
-        return target
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +162,8 @@ class RunFolder:
     def read_jsons(self, *parts: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """JSON objects of a folder by name; on a store many are asked for at once. Raises like `read_json`."""
         paths = {self.path(*parts, name): name for name in names}
-        read: dict[str, bytes] = self.fs.cat(list(paths)) if paths else {}
+        with self._reaching():
+            read: dict[str, bytes] = self.fs.cat(list(paths)) if paths else {}
         return {paths[path]: self._json_object(data, *parts, paths[path]) for path, data in read.items()}
 
     def _json_object(self, data: bytes, *parts: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import pytest
 from distill_ray.config import parse_config
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import BundleError, LeaseLost, StoreError
+from distill_ray.models import resolve_model
 from distill_ray.object_store import s3
 from distill_ray.object_store.s3 import PatientS3
 from distill_ray.pipeline.folder import RunFolder
@@ -43,14 +44,18 @@ def distill_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_queries_model_and_run_in_a_bucket_go_through_every_stage(
+    bucket: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path / "cache"))
+    PatientS3().put(f"{tiny_model}/", f"{bucket}/models/tiny/", recursive=True)
     with PatientS3().open(f"{bucket}/queries/part-0.jsonl", "w") as file:
         file.writelines(json.dumps({"id": f"r{i}", "text": f"query {i}"}) + "\n" for i in range(NUM_ROWS))
     config = {
         "recipe": {"type": "context", "context": {"text": "Answer."}},
         "data": {"source": f"{bucket}/queries/*.jsonl", "id": "id", "validation_holdout": 0.2},
         "teacher": {"type": "fake"},
-        "student": {"model": str(tiny_model)},
+        "student": {"model": f"{bucket}/models/tiny"},
         "train": {"epochs": 1, "max_tokens_per_batch": 512, "threads_per_worker": 1},
         "evaluate": {"engine": "hf", "max_tokens": 4},
     }
@@ -66,7 +71,7 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
 
     done = distill_ray("train", str(tmp_path / "config.yaml"), "--run-dir", run)
     assert done.returncode == 0, done.stderr
-    student = folder.fetch("student")
+    student = Path(resolve_model(folder.url("student")))
     assert (student / "model.safetensors").is_file()
     assert (student / "chat_template.jinja").is_file()
 
@@ -74,6 +79,9 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
     assert done.returncode == 0, done.stderr
     assert folder.read_json("eval", "metrics.json")["num_rows"] > 0
     assert folder.exists("report.md")
+
+    fetched = [path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache" / "fetched").iterdir() if path.is_dir()]
+    assert fetched.count("student") == 2  # with and without weights, whoever asked for it
 
     done = distill_ray("ask", run, "query 1", "--max-tokens", "4")
     assert done.returncode == 0, done.stderr
@@ -345,6 +353,6 @@ def test_bundles_of_a_bucket_that_is_away_are_an_error_of_ours(
     away = Bundles(bundles.url)
     for use in (away.current, away.list, lambda: away.promote(B), lambda: away.install(made[A]), lambda: away.path(A)):
         with pytest.raises(
-            BundleError, match=r"^serve\.bundles: .*cannot use the bundles .* failed 6 times.* AWS_ENDPOINT_URL"
+            BundleError, match=r"^serve\.bundles: .*cannot use the bundles .* failed 6 times.*AWS_ENDPOINT_URL"
         ):
             use()

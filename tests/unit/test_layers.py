@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "nearby", "records"},
     {"object_store"},
     {"node_cache", "plugins"},
-    {"config"},
+    {"config", "model_files"},
     {"models"},
     {"recipes", "engines", "student", "demo", "doctor"},
     {"rewards"},
