@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from distill_ray.config import parse_config
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import BundleError, LeaseLost, StoreError
+from distill_ray.flywheel.training import training_config
 from distill_ray.models import resolve_model
 from distill_ray.object_store import s3
 from distill_ray.object_store.s3 import PatientS3
@@ -343,6 +345,18 @@ def test_a_student_in_a_bucket_is_run_from_files_of_the_node(bundles: Bundles) -
     engine = asyncio.run(engine_here(InstalledStudent(config, bundles.url, A)))
     assert engine.model == str(bundles.path(A) / "student")
     assert (Path(engine.model) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_cycle_hands_its_workers_the_url_of_the_student_and_copies_no_weights_itself(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    config = parse_config({**raw, "flywheel": {"start_from": "current"}, "serve": {"bundles": bundles.url}})
+    work: Any = SimpleNamespace(bundles=bundles)
+    student = training_config(config, work, A).student
+    assert student.model == f"{bundles.url}/{A}/student"
+    assert set(keys(student.model)) >= {"model.safetensors"}
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_bundles_of_a_bucket_that_is_away_are_an_error_of_ours(
