@@ -238,16 +238,18 @@ def init(
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check everything that can be checked before anything is paid for: keys, files, template, model, API key.
+def check(config: ConfigPath, run_dir: RunDir = None, overrides: Overrides = None) -> None:
+    """Check everything that can be checked before anything is paid for: keys, files, template, model, API key, buckets.
 
     Example: `distill-ray check config.yaml`
     """
     loaded = load_config(config, overrides or [])
     from distill_ray.flywheel.preflight import check_flywheel
     from distill_ray.pipeline.check import check as run_check
+    from distill_ray.pipeline.check import check_places
 
-    others = [check_flywheel(loaded)] if "flywheel" in loaded.model_fields_set else []
+    others = [check_places(loaded, run_dir)]
+    others += [check_flywheel(loaded)] if "flywheel" in loaded.model_fields_set else []
     for line in run_check(loaded, *others):
         mark = "" if line.startswith("warning: ") else "[green]ok[/green]  "
         console.print(mark + escape(line))

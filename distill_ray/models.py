@@ -10,7 +10,6 @@ Needs transformers (imported on first use), not torch.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,8 @@ from jinja2 import TemplateError
 from distill_ray.config import HfEngineConfig, StudentConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.errors import ConfigError, RequestRejected, first_line
+from distill_ray.model_files import digest_in_store, digest_on_disk, fetched_model, in_store, sizes
+from distill_ray.object_store import reach
 from distill_ray.records import Message, RejectReason
 
 _DEMO = Path(__file__).parent / "demo"
@@ -30,26 +31,34 @@ DEMO_MODELS = {DEMO_MODEL: _DEMO / "model", "demo-sentiment": _DEMO / "sentiment
 DEMO_MODEL_PATH = DEMO_MODELS[DEMO_MODEL]
 
 
-def resolve_model(model: str, *, key: str = "model") -> str:
-    """Return what transformers and vLLM load: a folder, or a hub id unchanged.
+def resolve_model(model: str, *, key: str = "model", with_weights: bool = True) -> str:
+    """Return what transformers and vLLM load: a folder on this node, or a hub id unchanged.
 
     Args:
-        model: `demo`, a folder, or a hub id ("org/name").
+        model: `demo`, a folder, the URL of one in a store (s3://...), or a hub id ("org/name").
         key: the dotted config key, for the message.
+        with_weights: False: configuration and tokenizer are enough, where it has to be fetched from a store.
 
     Raises:
         ConfigError: it looks like a path and nothing is there.
     """
     if model in DEMO_MODELS:
         return str(DEMO_MODELS[model])
-    path = Path(model).expanduser()
+    path = fetched_model(model, key=key, with_weights=with_weights) if in_store(model) else Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"{key}: {model} has no config.json; give the folder of a model in Hugging Face format")
         return str(path)
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith("."):
         return model
-    raise ConfigError(f"{key}: no model at {model}; give an existing folder, a hub id (org/name) or `demo`")
+    raise ConfigError(
+        f"{key}: no model at {model}; give an existing folder, the URL of one (s3://...), a hub id (org/name) or `demo`"
+    )
+
+
+def resolve_adapter(adapter: str, *, key: str) -> str:
+    """Return a folder of LoRA adapters on this node, fetched from a store if need be. Raises ConfigError: it cannot."""
+    return str(fetched_model(adapter, key=key)) if in_store(adapter) else adapter
 
 
 def require_safetensors(model: str, *, key: str) -> None:
@@ -58,8 +67,12 @@ def require_safetensors(model: str, *, key: str) -> None:
     Raises:
         ConfigError: no safetensors there. (What a hub id has is seen when it is loaded.)
     """
-    path = Path(resolve_model(model, key=key))
-    if path.is_dir() and not any(path.glob("*.safetensors")):
+    if in_store(model):
+        names = list(sizes(model, key=key))
+    else:
+        path = Path(resolve_model(model, key=key))
+        names = [file.name for file in path.iterdir()] if path.is_dir() else None
+    if names is not None and not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(
             f"{key}: {model} has no weights in safetensors; other formats run code when they are read. Convert it: "
             "load it with transformers where you trust it, then save_pretrained(folder)"
@@ -70,23 +83,14 @@ def model_identity(model: str, revision: str | None = None) -> str:
     """Name a model so that other weights never pass for it: `demo@1f3a...`, `org/name@revision`.
 
     A folder's mark is a hash of its small files and of the size, head and tail of its weights: cheap even at 100 GB,
-    and another training run changes it.
+    and another training run changes it. In a store it is the same for the same files.
     """
+    if in_store(model):
+        return f"{model}@{digest_in_store(model)}"
     path = DEMO_MODELS.get(model) or Path(model).expanduser()
     if not path.is_dir():
         return f"{model}@{revision or 'main'}"
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(path.iterdir()):
-        if file.suffix not in {".json", ".jinja", ".safetensors", ".model"}:
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            if size > 2 << 20:
-                stream.seek(-(1 << 20), 2)
-                digest.update(stream.read())
-    return f"{model}@{digest.hexdigest()}"
+    return f"{model}@{digest_on_disk(path)}"
 
 
 def short_name(identity: str) -> str:
@@ -127,7 +131,8 @@ class ChatTokenizer:
         self.tokenizer = _load_tokenizer(model, revision, trust_remote_code, key)
         if chat_template is not None:
             try:
-                self.tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+                fs, path = reach(chat_template)
+                self.tokenizer.chat_template = fs.cat_file(path).decode("utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{key}: cannot read chat_template {chat_template} ({error})") from error
         if not self.tokenizer.chat_template:
@@ -277,7 +282,7 @@ def load_model_config(config: Any, *, key: str) -> Any:
     """
     from transformers import AutoConfig
 
-    path = resolve_model(config.model, key=key)
+    path = resolve_model(config.model, key=key, with_weights=False)
     try:
         return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -292,7 +297,7 @@ def load_tokenizer(config: Any, *, key: str) -> Any:
 def _load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
     from transformers import AutoTokenizer  # heavy: only where a model is used
 
-    path = resolve_model(model, key=key)
+    path = resolve_model(model, key=key, with_weights=False)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

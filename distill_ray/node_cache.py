@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
+from distill_ray.object_store import reach
 
 
 def cache_root() -> Path:
@@ -66,7 +66,7 @@ def fetched(
     """
 
     def fetch(folder: Path) -> None:
-        fs, base = fsspec.core.url_to_fs(url)
+        fs, base = reach(url)
         fs.invalidate_cache()
         names = [path.removeprefix(base.rstrip("/") + "/") for path in fs.find(base)]
         names = [name for name in names if wanted(name)]

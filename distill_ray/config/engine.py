@@ -101,7 +101,7 @@ class BaseEngineConfig(Config):
         type: Any  # each variant's own Literal
 
     model: str = DEMO_MODEL
-    """A folder, a hub id, or `demo` (the built-in tiny model)."""
+    """A folder, the URL of one in a store (s3://...), a hub id, or `demo` (the built-in tiny model)."""
 
     sampling: SamplingConfig = SamplingConfig()
     """How answers are sampled."""
@@ -149,7 +149,7 @@ class _LocalModel(BaseEngineConfig):
     """Passed to the chat template, for example {enable_thinking: false}."""
 
     adapter: str | None = None
-    """Folder of LoRA adapters to put on the model."""
+    """Folder of LoRA adapters to put on the model, or its URL in a store."""
 
     @property
     def num_gpus(self) -> int:

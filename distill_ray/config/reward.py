@@ -22,7 +22,7 @@ class ModelRewardConfig(BaseRewardConfig):
     """A model, on actors of its own."""
 
     model: str
-    """A folder, a hub id, `demo-sentiment` or `demo-names`."""
+    """A folder, the URL of one in a store, a hub id, `demo-sentiment` or `demo-names`."""
 
     revision: str | None = None
     """Commit or tag of a hub model."""

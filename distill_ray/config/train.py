@@ -33,7 +33,7 @@ class StudentConfig(Config):
     """The model that learns."""
 
     model: str = DEMO_MODEL
-    """A folder, a hub id, or `demo`."""
+    """A folder, the URL of one in a store (s3://...), a hub id, or `demo`."""
 
     revision: str | None = None
     """Commit or tag of a hub model."""

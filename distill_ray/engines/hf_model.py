@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 from distill_ray.config.engine import HfEngineConfig, SamplingConfig
 from distill_ray.engines.base import hash_ids
 from distill_ray.errors import ConfigError, TransientEngineError, first_line
-from distill_ray.models import Prompts, resolve_model
+from distill_ray.models import Prompts, resolve_adapter, resolve_model
 from distill_ray.records import Completion, Message
 
 # Shape suffixes: B rows of a batch, T positions, V vocabulary.
@@ -252,7 +252,7 @@ def _load(config: HfEngineConfig, path: str, is_seq2seq: bool, kwargs: dict[str,
         return model
     from peft import PeftModel  # heavy, and only for adapters
 
-    return PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
+    return PeftModel.from_pretrained(model, resolve_adapter(config.adapter, key="teacher.adapter")).merge_and_unload()
 
 
 def _id_list(ids: int | list[int] | None) -> set[int]:

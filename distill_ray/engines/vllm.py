@@ -25,7 +25,7 @@ from distill_ray.config.engine import SamplingConfig, StructuredOutput, VllmEngi
 from distill_ray.engines.base import Engine, hash_ids, request_seed
 from distill_ray.engines.last_words import died, last_words
 from distill_ray.errors import ConfigError, EngineUnavailable, RequestRejected, TransientEngineError
-from distill_ray.models import ChatTokenizer, model_identity, resolve_model
+from distill_ray.models import ChatTokenizer, model_identity, resolve_adapter, resolve_model
 from distill_ray.records import Completion, Message, RejectReason
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class VllmEngine(Engine):
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("student", 1, self.config.adapter)
+        return LoRARequest("student", 1, resolve_adapter(self.config.adapter, key="teacher.adapter"))
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         return self._ids_of(tuple((m["role"], m["content"]) for m in messages))
@@ -328,7 +328,10 @@ def engine_args(config: VllmEngineConfig) -> dict[str, Any]:
         # cannot do ("CPU Generator does not use offset", gpu_model_runner.py): the engine dies. Delete when fixed.
         arguments["enable_chunked_prefill"] = False
     if config.adapter:
-        arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": _lora_rank(resolve_adapter(config.adapter, key="teacher.adapter")),
+        }
     if config.num_gpus > 1:
         arguments["tensor_parallel_size"] = config.num_gpus // config.engine_kwargs.get("pipeline_parallel_size", 1)
         arguments["distributed_executor_backend"] = "ray"  # workers sit in the actor's placement group

@@ -23,7 +23,7 @@ from distill_ray.serving.calibration.calibrate import served_form
 from distill_ray.serving.calibration.comparing import outcomes
 from distill_ray.serving.calibration.measured import Measured, Trained
 from distill_ray.serving.calibration.vectors import is_short, vectors_of
-from distill_ray.serving.routing.bundle import learnt_entries
+from distill_ray.serving.routing.bundle import learnt_entries, read_manifest
 from distill_ray.serving.routing.conversation import RequestKey
 from distill_ray.serving.routing.manifest import PromptForm
 
@@ -134,9 +134,10 @@ def _current(work: Work, form: PromptForm, candidate: Measurements) -> tuple[np.
     bundle = work.current
     if bundle is None:
         return None, None
-    engine = engine_of_bundle(work.config, bundle)
+    version = read_manifest(bundle).version
+    engine = engine_of_bundle(work.config, bundle, work.bundles.place(version))
     asked = [list(each.messages) for each in candidate.measured]
-    answers = _ask(work, engine, f"current-{bundle.name}", form, asked, "ask the student in service")
+    answers = _ask(work, engine, f"current-{version}", form, asked, "ask the student in service")
     measured = [
         dataclasses.replace(each, student_answer=answer)
         for each, answer in zip(candidate.measured, answers, strict=True)

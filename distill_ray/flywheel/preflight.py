@@ -16,7 +16,7 @@ from distill_ray.flywheel.enough import least_for_threshold
 from distill_ray.flywheel.promotion import require_served
 from distill_ray.flywheel.regressions import read_regressions
 from distill_ray.flywheel.splitting import evaluation_texts
-from distill_ray.pipeline.check import check_judge
+from distill_ray.pipeline.check import check_judge, check_places
 from distill_ray.serving.calibration.anytime import upper_bound
 from distill_ray.serving.calibration.calibrate import served_form
 
@@ -29,6 +29,7 @@ def require_ready(config: RunConfig, service: Path) -> None:
         FlywheelError: candidates are to be tried on real requests, and no service runs.
     """
     list(check_flywheel(config))
+    list(check_places(config, None))
     if config.flywheel.shadow is not None:
         require_served(service)
 

@@ -25,28 +25,36 @@ from distill_ray.serving.routing.bundle import read_manifest
 from distill_ray.serving.routing.manifest import PromptForm, StudentSpec
 
 
-def student_of_bundle(config: RunConfig, bundle: Path) -> StudentConfig:
-    """The student of an installed bundle, without anything to train."""
+def student_of_bundle(config: RunConfig, bundle: Path, place: str | None = None) -> StudentConfig:
+    """The student of an installed bundle, without anything to train.
+
+    Args:
+        config: the whole YAML.
+        bundle: its folder here; weights need not be in it.
+        place: where any node finds it (`Bundles.place`); None: that folder.
+    """
     spec = read_manifest(bundle).student
-    weights = str(bundle / "student")
+    place = place or str(bundle)
+    weights = f"{place}/student"
     changes: dict[str, Any] = {
         "model": spec.base if spec.kind == "adapter" else weights,
         "revision": spec.revision,
         "adapter": weights if spec.kind == "adapter" else None,
         "lora": None,
-        "chat_template": str(bundle / spec.chat_template) if spec.chat_template else None,
+        "chat_template": f"{place}/{spec.chat_template}" if spec.chat_template else None,
         "chat_template_kwargs": spec.chat_template_kwargs,
         "trust_remote_code": spec.trust_remote_code,
     }
     return config.student.model_copy(update=changes)
 
 
-def student_to_train(config: RunConfig, current: Path | None) -> StudentConfig:
+def student_to_train(config: RunConfig, current: Path | None, place: str | None = None) -> StudentConfig:
     """The student that a cycle trains.
 
     Args:
         config: the whole YAML.
-        current: folder of the bundle in service.
+        current: folder here of the bundle in service.
+        place: see `student_of_bundle`.
 
     Raises:
         ConfigError: the student in service goes on from another base model than the config names, or is not here.
@@ -66,7 +74,7 @@ def student_to_train(config: RunConfig, current: Path | None) -> StudentConfig:
             f"has its adapters on {spec.base}@{spec.revision or 'main'}; take that one back, or begin anew with "
             "flywheel.start_from: base"
         )
-    student = student_of_bundle(config, current)
+    student = student_of_bundle(config, current, place)
     if spec.kind == "full" and lora is not None:
         lora = lora.model_copy(update={"merge": True})
     return student.model_copy(update={"lora": lora})
@@ -84,14 +92,14 @@ def engine_of(config: RunConfig, student: StudentConfig, trained: RunFolder | No
     return engine.model_copy(update={"gpus": default_gpus(engine.model)})
 
 
-def engine_of_bundle(config: RunConfig, bundle: Path) -> BaseEngineConfig:
-    """What answers for the student of an installed bundle, greedily."""
+def engine_of_bundle(config: RunConfig, bundle: Path, place: str | None = None) -> BaseEngineConfig:
+    """What answers for the student of an installed bundle, greedily. See `student_of_bundle`."""
     spec = read_manifest(bundle).student
     if spec.kind == "remote":
         assert spec.base is not None
         assert spec.base_url is not None
         return remote_engine(config, spec.base, spec.base_url, spec.api_key_env)
-    return engine_of(config, student_of_bundle(config, bundle), None)
+    return engine_of(config, student_of_bundle(config, bundle, place), None)
 
 
 def candidate_engine(config: RunConfig, trained: Mapping[str, Any], run: RunFolder) -> BaseEngineConfig:

@@ -51,7 +51,10 @@ def train(work: Work) -> dict[str, Any]:
 
 def training_config(config: RunConfig, work: Work, current: str | None) -> RunConfig:
     """The config of the cycle's own run: the student to go on from, and text to learn, whatever the recipe took."""
-    student = student_to_train(config, work.bundles.path(current) if current is not None else None)
+    if current is None:
+        student = student_to_train(config, None)
+    else:  # trained on whatever nodes, so not from a copy on this one
+        student = student_to_train(config, work.bundles.path(current, with_student=False), work.bundles.place(current))
     return config.model_copy(
         update={"student": student, "train": config.train.model_copy(update={"loss": CrossEntropyConfig()})}
     )

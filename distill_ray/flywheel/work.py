@@ -49,9 +49,12 @@ class Work:
 
     @property
     def current(self) -> Path | None:
-        """Folder of the bundle in service when the cycle began to train; None: the teacher answered everything."""
+        """Folder of the bundle in service when the cycle began to train; None: the teacher answered everything.
+
+        From a bucket it comes without the student's weights: these are asked on whatever node has room.
+        """
         version = self.cycle.needed("train")["current"]
-        return self.bundles.path(version) if version is not None else None
+        return self.bundles.path(version, with_student=False) if version is not None else None
 
 
 class Remembering:

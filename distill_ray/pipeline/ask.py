@@ -20,7 +20,7 @@ async def stream_answer(folder: RunFolder, question: str, max_tokens: int, tempe
         raise DistillError(f"{folder.root}: no student here yet; run `distill-ray train` first")
     config = stored_config(folder)
     has_adapter = config.student.lora is not None and not config.student.lora.merge
-    student = str(folder.fetch("student"))
+    student = folder.url("student")
     engine = HfEngine(
         HfEngineConfig(
             model=config.student.model if has_adapter else student,

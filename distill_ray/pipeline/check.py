@@ -21,7 +21,8 @@ from distill_ray.config.engine import EngineConfig, FakeEngineConfig, HfEngineCo
 from distill_ray.config.reward import JudgeRewardConfig, RewardConfig, RewardModelConfig
 from distill_ray.config.train import TopkKlConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import ConfigError, DataError, InputError, raise_all
+from distill_ray.errors import ConfigError, DataError, InputError, first_line, raise_all
+from distill_ray.model_files import in_store
 from distill_ray.models import (
     Prompts,
     is_encoder_decoder,
@@ -31,6 +32,7 @@ from distill_ray.models import (
     require_safetensors,
     resolve_model,
 )
+from distill_ray.object_store import try_out
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
@@ -76,6 +78,32 @@ def check(config: RunConfig, *others: Iterator[str]) -> Iterator[str]:
     raise_all(wrong)
     with connected():
         yield check_resources(config)
+
+
+def check_places(config: RunConfig, run_dir: str | None) -> Iterator[str]:
+    """Whether files can be written where a store is to keep them: the run, a service's pairs and bundles.
+
+    Args:
+        config: the whole YAML.
+        run_dir: of the run, if that is known.
+
+    Raises:
+        InputError: where they cannot, all of it.
+    """
+    store, wrong = config.serve.collect.store, list[InputError]()
+    places = {"--run-dir": run_dir, "serve.bundles": config.serve.bundles}
+    if store.type == "lance":
+        places["serve.collect.store.url"] = store.url
+    for key, url in places.items():
+        if url is None or "://" not in url:
+            continue
+        try:
+            try_out(url)
+        except Exception as error:  # each store's client has exceptions of its own
+            wrong.append(ConfigError(f"{key}: {url}: cannot be used: {first_line(error)}"))
+        else:
+            yield f"{key}: {url}: can be written and read"
+    raise_all(wrong)
 
 
 def recipe_warnings(config: RunConfig) -> list[str]:
@@ -272,5 +300,5 @@ def _require_vocabulary(engine: VllmEngineConfig, key: str) -> None:
 
 def _say_if_from_hub(model: str, key: str) -> None:
     """Without a network that takes a while to fail."""
-    if resolve_model(model, key=key) == model and not os.path.isdir(model):
+    if not in_store(model) and resolve_model(model, key=key) == model and not os.path.isdir(model):
         say(f"{key}: looking for {model} on the Hugging Face hub or in its cache")

@@ -198,11 +198,6 @@ def _weights(config: RunConfig, student: RunFolder | None) -> dict[str, Any]:
     return {"model": student.url("student"), "revision": None}
 
 
-def _on_disk(folder: RunFolder, place: str | None) -> str | None:
-    """A model's place for the process that loads it: the run's own student is fetched where it lies on a store."""
-    return str(folder.fetch("student")) if place == folder.url("student") else place
-
-
 def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[list[Message]]) -> list[str]:
     """The trained student's answers to conversations as it sees them. "" where one is too long for it."""
     rows: list[dict[str, Any]] = [{"messages": messages} for messages in conversations]
@@ -275,9 +270,8 @@ class AnswerWorker:
 
     def __init__(self, config: VllmEngineConfig | HfEngineConfig, folder: RunFolder, name: str) -> None:
         redirect_output(folder, f"evaluate-{name}-{os.getpid()}")
-        places = {"model": _on_disk(folder, config.model), "adapter": _on_disk(folder, config.adapter)}
-        self._config = config.model_copy(update=places)
-        self._engine = make_engine(self._config)
+        self._config = config
+        self._engine = make_engine(config)
         self._starting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -330,8 +324,7 @@ def _losses(
     from distill_ray.student.score import answer_losses
 
     redirect_output(folder, f"evaluate-loss-{os.getpid()}")
-    weights = weights.model_copy(update={"model": _on_disk(folder, weights.model)})
-    return answer_losses(weights, _on_disk(folder, adapter), prompts, completions, max_tokens_per_batch=max_tokens)
+    return answer_losses(weights, adapter, prompts, completions, max_tokens_per_batch=max_tokens)
 
 
 # -- reward ----------------------------------------------------------------------------------------------------------

@@ -13,25 +13,21 @@ A file appears whole or not at all: written under a temporary name and renamed o
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime
-import hashlib
 import io
 import json
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill_ray.errors import RunFolderError, first_line
+from distill_ray.errors import DistillError, RunFolderError, first_line
+from distill_ray.object_store import reach
 from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
 
@@ -46,7 +42,7 @@ class RunFolder:
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         try:
-            fs, path = fsspec.core.url_to_fs(self.root)
+            fs, path = reach(self.root)
         except (ImportError, ValueError) as error:
             raise RunFolderError(f"{self.root}: cannot use this place as a run folder ({error})") from error
         self.fs: Any = fs
@@ -76,29 +72,20 @@ class RunFolder:
             raise RunFolderError(f"{self.root}: {'/'.join(parts)} needs a local run folder")
         return Path(self.path(*parts))
 
-    def fetch(self, *parts: str) -> Path:
-        """A folder of the run on this machine's disk: itself where the run is local, else a copy (made anew)."""
-        if self.is_local:
-            return self.local(*parts)
-        name = hashlib.blake2b(self.path(*parts).encode(), digest_size=8).hexdigest()
-        target = Path(tempfile.mkdtemp(prefix=f"distill-ray-{name}-"))
-        atexit.register(shutil.rmtree, target, ignore_errors=True)
-        self.fs.invalidate_cache()
-        self.fs.get(self.path(*parts).rstrip("/") + "/", str(target) + "/", recursive=True)
-        return target
-
     # -- files ---------------------------------------------------------------------------------------------------
 
     def exists(self, *parts: str) -> bool:
         """Whether a file or folder is there (asked anew each time, never from a listing cache)."""
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(*parts)))
+        with self._reaching():
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.path(*parts)))
 
     def list(self, *parts: str, suffix: str = "") -> list[str]:
         """Sorted names (not paths) of the files in a folder; temporary files are left out."""
-        self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self.path(*parts), detail=False)
+            with self._reaching():
+                self.fs.invalidate_cache()
+                found = self.fs.ls(self.path(*parts), detail=False)
         except FileNotFoundError:
             return []
         except NotADirectoryError as error:
@@ -108,8 +95,8 @@ class RunFolder:
 
     def read_bytes(self, *parts: str) -> bytes:
         """Whole content of a file. Raises FileNotFoundError."""
-        with self.fs.open(self.path(*parts), "rb") as file:
-            return file.read()
+        with self._reaching():
+            return self.fs.cat_file(self.path(*parts))
 
     def write_bytes(self, data: bytes | memoryview, *parts: str) -> None:
         """Write a file so that it is either whole or not there.
@@ -118,11 +105,11 @@ class RunFolder:
             RunFolderError: the disk is full or the folder is not writable.
         """
         target = self.path(*parts)
+        if not self.is_local:
+            with self._reaching():
+                self.fs.pipe_file(target, bytes(data))
+            return
         try:
-            if not self.is_local:
-                with self.fs.open(target, "wb") as file:
-                    file.write(data)
-                return
             parent, _, name = target.rpartition("/")
             os.makedirs(parent, exist_ok=True)
             temporary = f"{parent}/.tmp-{secrets.token_hex(6)}-{name}"
@@ -142,8 +129,31 @@ class RunFolder:
 
     def delete(self, *parts: str) -> None:
         """Delete a file or folder; one that is not there is fine."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reaching():
+            self.fs.invalidate_cache()
             self.fs.rm(self.path(*parts), recursive=True)
+
+    def put(self, source: Path, *parts: str) -> None:
+        """Copy the files of a folder on this disk here, one by one. Raises as `write_bytes`."""
+        files = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
+        if files:
+            with self._reaching():
+                self.fs.put([str(source / file) for file in files], [self.path(*parts, file) for file in files])
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What a store's client raises as an error of ours, but for a file that is not there; a disk's stays."""
+        try:
+            yield
+        except (FileNotFoundError, DistillError):
+            raise
+        except Exception as error:  # each store's client has exceptions of its own
+            if self.is_local:
+                raise
+            raise RunFolderError(
+                f"{self.root}: cannot use this run folder: {first_line(error)}. Finished work is kept: run the same "
+                "command again"
+            ) from error
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         """Read a JSON object. Raises FileNotFoundError; RunFolderError if it is none."""
@@ -152,7 +162,8 @@ class RunFolder:
     def read_jsons(self, *parts: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """JSON objects of a folder by name; on a store many are asked for at once. Raises like `read_json`."""
         paths = {self.path(*parts, name): name for name in names}
-        read: dict[str, bytes] = self.fs.cat(list(paths)) if paths else {}
+        with self._reaching():
+            read: dict[str, bytes] = self.fs.cat(list(paths)) if paths else {}
         return {paths[path]: self._json_object(data, *parts, paths[path]) for path, data in read.items()}
 
     def _json_object(self, data: bytes, *parts: str) -> dict[str, Any]:

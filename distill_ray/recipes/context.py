@@ -14,12 +14,12 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 
-import fsspec
 import numpy as np
 
 from distill_ray.config import ContextRecipeConfig, ContextSource
 from distill_ray.errors import ConfigError, RowError
 from distill_ray.nearby import neighbours
+from distill_ray.object_store import reach
 from distill_ray.recipes.answers import checked_text, good_ones, rejected, show, text_column
 from distill_ray.recipes.base import Engines
 from distill_ray.recipes.parse import parse_answer
@@ -150,7 +150,7 @@ def _load_context(source: ContextSource) -> str:
 
 def _read_text(path: str) -> str:
     where = f"recipe.context.file: {path}"
-    fs, name = fsspec.core.url_to_fs(path)
+    fs, name = reach(path)
     try:
         data = fs.cat_file(name)
     except FileNotFoundError as error:

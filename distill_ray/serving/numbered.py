@@ -15,8 +15,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from distill_ray.object_store import reach
 
 _NAME = re.compile(r"([0-9]{20})\.json")
 _ONE_REQUEST: dict[str, Any] = {"start": 0}  # s3fs asks for the size of a file first that it is to read as a whole
@@ -104,11 +105,11 @@ class NumberedFiles:
 
     @property
     def _fs(self) -> Any:
-        return fsspec.core.url_to_fs(self._url)[0]
+        return reach(self._url)[0]
 
     @property
     def _folder(self) -> str:
-        return fsspec.core.url_to_fs(self._url)[1]
+        return reach(self._url)[1]
 
     def _path(self, number: int) -> str:
         return f"{self._folder}/{number:020d}.json"

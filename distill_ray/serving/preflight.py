@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill_ray.config import RunConfig
+from distill_ray.pipeline.check import check_places
 from distill_ray.serving.front.keys import Keys, load_keys
 from distill_ray.serving.models.applications import require_runnable
 from distill_ray.serving.routing.bundle import load_bundle
@@ -21,9 +22,10 @@ def require_startable(config: RunConfig, folder: str, bundle: str | None) -> Key
         bundle: to be put in service first; None: the one that is.
 
     Raises:
-        ConfigError: keys are required and there are none.
+        ConfigError: keys are required and there are none; or a bucket for pairs or bundles cannot be used.
         ServingError: see `require_servable`.
     """
+    list(check_places(config, None))
     bundles = bundles_of(config, folder)
     keys = load_keys(config.serve.keys, str(Path(folder) / "keys.jsonl"), config.serve.host)
     require_servable(config, bundles, bundle or bundles.current())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_ray.config.train import StudentConfig
+from distill_ray.model_files import in_store
 from distill_ray.models import Prompts, resolve_model
 
 
@@ -76,6 +77,8 @@ def merge_adapter(config: StudentConfig, adapter: Path, folder: Path) -> None:
 
 
 def base_model_name(config: StudentConfig) -> str:
-    """What an adapter's config names as its base: a folder's absolute path or the hub id."""
+    """What an adapter's config names as its base: a folder's absolute path, its URL or the hub id."""
+    if in_store(config.model):
+        return config.model
     path = resolve_model(config.model, key="student.model")
     return str(Path(path).resolve()) if Path(path).is_dir() else path

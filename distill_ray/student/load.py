@@ -9,7 +9,7 @@ import torch
 
 from distill_ray.config.train import LoraConfig, StudentConfig
 from distill_ray.errors import ConfigError, first_line
-from distill_ray.models import resolve_model
+from distill_ray.models import resolve_adapter, resolve_model
 
 
 def load_student(config: StudentConfig, *, dtype: torch.dtype, seed: int, gradient_checkpointing: bool = False) -> Any:
@@ -54,7 +54,7 @@ def load_model_config(config: StudentConfig) -> Any:
     """The Hugging Face config of the student. Raises ConfigError."""
     from transformers import AutoConfig
 
-    path = resolve_model(config.model, key="student.model")
+    path = resolve_model(config.model, key="student.model", with_weights=False)
     try:
         return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -95,6 +95,7 @@ def load_adapters(model: Any, folder: str, *, is_trainable: bool) -> Any:
     """
     from peft import PeftModel
 
+    folder = resolve_adapter(folder, key="student.adapter")
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ConfigError(f"student.adapter: no adapter_model.safetensors in {folder}; name a folder of adapters")
     if is_trainable and hasattr(model, "enable_input_require_grads"):

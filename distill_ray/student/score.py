@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_ray.config.train import StudentConfig
+from distill_ray.models import resolve_adapter
 from distill_ray.student.load import load_student
 from distill_ray.student.module import StudentModule, collate
 from distill_ray.student.tokens import TokenizedExample, Tokens, TokenWriter
@@ -42,7 +43,7 @@ def answer_losses(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        model = PeftModel.from_pretrained(model, resolve_adapter(adapter, key="student.adapter"))
     module = StudentModule(model).to(device).eval()
     losses_E = np.zeros(len(prompts))
     with tempfile.TemporaryDirectory() as folder:

@@ -13,18 +13,20 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import fsspec
 import pytest
-import s3fs
 
 from distill_ray.config import parse_config
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import BundleError, LeaseLost, StoreError
+from distill_ray.flywheel.training import training_config
+from distill_ray.models import resolve_model
+from distill_ray.object_store import s3
+from distill_ray.object_store.s3 import PatientS3
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.collecting.store import Lease, Selection, make_store
 from distill_ray.serving.models.student import InstalledStudent, engine_here
@@ -38,41 +40,24 @@ from tests.unit.small_bundle import write_small_bundle
 NUM_ROWS = 60
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of a bucket; where it is and who may write stands in the environment, as on a cluster."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "sk-canary-0123456789",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # it would go on asking the server of the test before
-    fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # moto keeps what it has, per process
-    yield "s3://bucket"
-    server.stop()
-
-
 def distill_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "distill_ray", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=dict(os.environ))
 
 
 @pytest.mark.slow
-def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_model: Path, tmp_path: Path) -> None:
-    with fsspec.open(f"{bucket}/queries/part-0.jsonl", "w") as file:
+def test_queries_model_and_run_in_a_bucket_go_through_every_stage(
+    bucket: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_RAY_CACHE", str(tmp_path / "cache"))
+    PatientS3().put(f"{tiny_model}/", f"{bucket}/models/tiny/", recursive=True)
+    with PatientS3().open(f"{bucket}/queries/part-0.jsonl", "w") as file:
         file.writelines(json.dumps({"id": f"r{i}", "text": f"query {i}"}) + "\n" for i in range(NUM_ROWS))
     config = {
         "recipe": {"type": "context", "context": {"text": "Answer."}},
         "data": {"source": f"{bucket}/queries/*.jsonl", "id": "id", "validation_holdout": 0.2},
         "teacher": {"type": "fake"},
-        "student": {"model": str(tiny_model)},
+        "student": {"model": f"{bucket}/models/tiny"},
         "train": {"epochs": 1, "max_tokens_per_batch": 512, "threads_per_worker": 1},
         "evaluate": {"engine": "hf", "max_tokens": 4},
     }
@@ -88,7 +73,7 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
 
     done = distill_ray("train", str(tmp_path / "config.yaml"), "--run-dir", run)
     assert done.returncode == 0, done.stderr
-    student = folder.fetch("student")
+    student = Path(resolve_model(folder.url("student")))
     assert (student / "model.safetensors").is_file()
     assert (student / "chat_template.jinja").is_file()
 
@@ -96,6 +81,9 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
     assert done.returncode == 0, done.stderr
     assert folder.read_json("eval", "metrics.json")["num_rows"] > 0
     assert folder.exists("report.md")
+
+    fetched = [path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache" / "fetched").iterdir() if path.is_dir()]
+    assert fetched.count("student") == 2  # with and without weights, whoever asked for it
 
     done = distill_ray("ask", run, "query 1", "--max-tokens", "4")
     assert done.returncode == 0, done.stderr
@@ -105,7 +93,7 @@ def test_queries_and_run_in_a_bucket_go_through_every_stage(bucket: str, tiny_mo
 
 
 def contents(url: str) -> list[bytes]:
-    fs = fsspec.filesystem("s3")
+    fs = PatientS3()
     fs.invalidate_cache()
     return [fs.cat_file(file) for file in fs.find(url)]
 
@@ -140,10 +128,16 @@ def test_a_lease_in_a_bucket_is_one_holders(bucket: str) -> None:
     assert max(swapped) == (last.token, last.beat)
 
 
-def test_a_bucket_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+def be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is where the bucket was, and its clients have little patience."""
+    monkeypatch.setattr(s3, "PAUSES_S", (0.01,) * len(s3.PAUSES_S))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StoreError, match="cannot use the store of pairs"):
+    PatientS3.clear_instance_cache()
+
+
+def test_a_bucket_that_is_away_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    be_away(monkeypatch)
+    with pytest.raises(StoreError, match=r"cannot use the store of pairs.* failed 6 times"):
         make_store(StoreConfig(url=f"{bucket}/pairs"), "").add(pairs(1))
 
 
@@ -172,18 +166,18 @@ def bundles(bucket: str, made: dict[str, Path]) -> Bundles:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the bucket is asked, from now on."""
     asked: list[str] = []
-    call = s3fs.S3FileSystem._call_s3
+    call = PatientS3._call_s3
 
-    async def noted(self: s3fs.S3FileSystem, method: str, *arguments: Any, **named: Any) -> Any:
+    async def noted(self: PatientS3, method: str, *arguments: Any, **named: Any) -> Any:
         asked.append(method)
         return await call(self, method, *arguments, **named)
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", noted)
+    monkeypatch.setattr(PatientS3, "_call_s3", noted)
     return asked
 
 
 def keys(url: str) -> list[str]:
-    fs = fsspec.filesystem("s3")
+    fs = PatientS3()
     fs.invalidate_cache()
     return [path.removeprefix(url.removeprefix("s3://") + "/") for path in fs.find(url)]
 
@@ -291,7 +285,7 @@ def test_a_node_copies_a_bundle_once_and_without_weights_where_nobody_runs_the_s
 def test_a_damaged_object_reaches_no_node_and_installing_again_replaces_it(
     bundles: Bundles, made: dict[str, Path], tmp_path: Path
 ) -> None:
-    fsspec.filesystem("s3").pipe_file(f"{bundles.url}/{A}/curve.json", b"x")
+    PatientS3().pipe_file(f"{bundles.url}/{A}/curve.json", b"x")
     with pytest.raises(BundleError, match=rf"^{bundles.url}/{A}/curve\.json: damaged .*install the bundle again"):
         bundles.path(A)
     assert not list((tmp_path / "cache").rglob("curve.json"))
@@ -305,7 +299,7 @@ def test_a_damaged_object_reaches_no_node_and_installing_again_replaces_it(
 
 
 def test_half_of_a_bundle_in_a_bucket_is_none(bundles: Bundles, made: dict[str, Path]) -> None:
-    fs = fsspec.filesystem("s3")
+    fs = PatientS3()
     fs.rm_file(f"{bundles.url}/{A}/bundle.json")
     fs.pipe_file(f"{bundles.url}/{A}/left-over.json", b"{}")
     fs.rm_file(f"{bundles.url}/{B}/entries.arrow")
@@ -353,15 +347,26 @@ def test_a_student_in_a_bucket_is_run_from_files_of_the_node(bundles: Bundles) -
     assert (Path(engine.model) / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_cycle_hands_its_workers_the_url_of_the_student_and_copies_no_weights_itself(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
+    config = parse_config({**raw, "flywheel": {"start_from": "current"}, "serve": {"bundles": bundles.url}})
+    work: Any = SimpleNamespace(bundles=bundles)
+    student = training_config(config, work, A).student
+    assert student.model == f"{bundles.url}/{A}/student"
+    assert set(keys(student.model)) >= {"model.safetensors"}
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 def test_bundles_of_a_bucket_that_is_away_are_an_error_of_ours(
     bundles: Bundles, made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles.promote(A)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    s3fs.S3FileSystem.clear_instance_cache()
+    be_away(monkeypatch)
     away = Bundles(bundles.url)
     for use in (away.current, away.list, lambda: away.promote(B), lambda: away.install(made[A]), lambda: away.path(A)):
         with pytest.raises(
-            BundleError, match=r"cannot use the bundles .* check serve\.bundles .* credentials in the env"
+            BundleError, match=r"^serve\.bundles: .*cannot use the bundles .* failed 6 times.*AWS_ENDPOINT_URL"
         ):
             use()

@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parents[2] / "distill_ray"
 # A package may import what stands on an earlier line; packages on one line do not know one another.
 LAYERS = [
     {"errors", "nearby", "records"},
+    {"object_store"},
     {"node_cache", "plugins"},
-    {"config"},
+    {"config", "model_files"},
     {"models"},
     {"recipes", "engines", "student", "demo", "doctor"},
     {"rewards"},

@@ -9,6 +9,7 @@ from typing import Any
 
 from distill_ray.config import LoraConfig
 from distill_ray.errors import ConfigError
+from distill_ray.model_files import in_store, sizes
 from distill_ray.models import load_model_config, resolve_model
 from distill_ray.student.size import ParameterCount, count_parameters
 
@@ -135,6 +136,9 @@ def _quantised_bytes(section: Any, quantisation: Any, parameters: int, key: str)
 
 def _stored_bytes(section: Any, key: str) -> int | None:
     """Of all weights: what their index says, else the sizes of the files; None where only a name is there."""
+    if in_store(section.model):
+        found = sizes(section.model, key=key)
+        return sum(size for name, size in found.items() if name.endswith(".safetensors")) or None
     folder = Path(resolve_model(section.model, key=key))
     if folder.is_dir():
         index: Path | None = folder / INDEX

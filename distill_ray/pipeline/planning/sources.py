@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from distill_ray import plugins
 from distill_ray.config.data import DatasetSource, Files, Format, Source
 from distill_ray.errors import ConfigError, DataError, DistillError, first_line
 from distill_ray.nearby import neighbours, some_names
+from distill_ray.object_store import reach
 
 FORMAT_BY_ENDING = {
     ".jsonl": "jsonl",
@@ -81,7 +80,7 @@ def resolve(source: Source | Files, *, format: Format = "auto", key: str = "data
             datasets.append(_dataset_file(entry))
             continue
         try:
-            fs, path = fsspec.core.url_to_fs(entry)
+            fs, path = reach(entry)
             for file in _expand(fs, path.rstrip("/"), format, f"{key}: {entry}"):
                 found.setdefault(f"{fs.protocol}{file}", (fs, file))
         except (ImportError, ValueError) as error:

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import secrets
 import shutil
 import tempfile
 from collections import deque
@@ -27,6 +26,7 @@ import ray
 
 from distill_ray.config.train import StudentConfig
 from distill_ray.models import Prompts, prompts_of
+from distill_ray.node_cache import fetched
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.records import Reject, RejectReason, rejects_table, to_json
 from distill_ray.student.tokens import TokenizedExample, TokenWriter
@@ -79,18 +79,10 @@ def tokenise(student: StudentConfig, folder: RunFolder, limits: Limits) -> Token
 
 
 def local_tokens(folder: RunFolder, name: str) -> Path:
-    """A run's tokens on this machine's disk: where they are, or downloaded once per node."""
+    """A run's tokens on this machine's disk: where they are, or fetched once per node."""
     if folder.is_local:
         return folder.local("train", name)
-    target = Path(tempfile.gettempdir()) / f"distill-ray-{name}"
-    if not target.exists():
-        scratch = target.with_name(f".tmp-{secrets.token_hex(6)}")
-        folder.fs.get(folder.path("train", name), str(scratch), recursive=True)
-        try:
-            scratch.rename(target)
-        except OSError:  # another worker of this node was first
-            shutil.rmtree(scratch)
-    return target
+    return fetched(folder.url("train", name), name)
 
 
 def _write(
@@ -259,4 +251,4 @@ def _publish(scratch: Path, folder: RunFolder, name: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             (scratch / split).rename(target)
         else:
-            folder.fs.put(str(scratch / split), folder.path("train", name, split), recursive=True)
+            folder.put(scratch / split, "train", name, split)

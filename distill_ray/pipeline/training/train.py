@@ -325,4 +325,4 @@ def _export(student: StudentConfig, folder: RunFolder, checkpoint: ray.train.Che
         if folder.is_local:
             built.rename(folder.local("student"))
         else:
-            folder.fs.put(str(built), folder.path("student"), recursive=True)
+            folder.put(built, "student")

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -129,4 +130,4 @@ def _tensorboard_writer(folder: RunFolder, *, enabled: bool) -> Iterator[Any]:
         with SummaryWriter(target) as writer:
             yield writer
         if local is None:
-            folder.fs.put(f"{target}/", folder.path("logs", "tensorboard"), recursive=True)
+            folder.put(Path(target), "logs", "tensorboard")

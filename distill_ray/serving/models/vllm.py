@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from distill_ray.config import VllmEngineConfig
 from distill_ray.errors import ApiError
+from distill_ray.models import resolve_adapter
 from distill_ray.pipeline.cluster import redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.backends import Method
@@ -72,7 +73,7 @@ def _llm_config(config: VllmEngineConfig, name: str) -> Any:
     source = arguments.pop("model")
     arguments.pop("distributed_executor_backend", None)  # LLMConfig chooses it
     if config.adapter:
-        arguments["lora_modules"] = [{"name": ADAPTED, "path": config.adapter}]
+        arguments["lora_modules"] = [{"name": ADAPTED, "path": resolve_adapter(config.adapter, key="teacher.adapter")}]
     if config.chat_template:
         arguments["chat_template"] = config.chat_template
     if config.chat_template_kwargs:

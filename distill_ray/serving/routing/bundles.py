@@ -78,6 +78,10 @@ class Bundles:
         self._require_installed(version)
         return self._installed.path(version, with_student=with_student)
 
+    def place(self, version: str) -> str:
+        """Where any node finds an installed bundle: a folder that all see, or the URL of one in a bucket."""
+        return f"{self.url}/{version}"
+
     def load(self, version: str, embedder_identity: str | None, *, with_student: bool = True) -> Bundle:
         """Read an installed bundle. See `load_bundle`."""
         folder = self.path(version, with_student=with_student)

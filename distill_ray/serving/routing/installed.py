@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from distill_ray.errors import BundleError, first_line
 from distill_ray.node_cache import cache_root, fetched, forget
+from distill_ray.object_store import reach
 from distill_ray.serving.routing.bundle import (
     VERSION_PATTERN,
     check_files,
@@ -67,7 +67,7 @@ class Installed(ABC):
 def installed_in(url: str) -> Installed:
     """Those under a place, local or in a bucket. Raises BundleError: it is none that is known here."""
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = reach(url)
     except (ImportError, ValueError) as error:
         raise BundleError(f"{url}: cannot use this place for bundles ({error}); check serve.bundles") from error
     return InFolder(Path(path)) if isinstance(fs, LocalFileSystem) else InBucket(url.rstrip("/"), fs, path.rstrip("/"))

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import fsspec
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from distill_ray.errors import BundleError, DistillError, first_line
+from distill_ray.object_store import ObjectStoreError, reach
 from distill_ray.serving.numbered import NumberedFiles
 from distill_ray.serving.routing.bundle import VERSION_PATTERN, utc_now
 
@@ -206,7 +206,7 @@ def _next(last: Move, action: Action, state: State) -> Move:
 
 
 def _exists(url: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = reach(url)
     return fs.exists(path)
 
 
@@ -219,7 +219,9 @@ def reaching(url: str) -> Iterator[None]:
         raise
     except (NotADirectoryError, FileExistsError) as error:
         raise BundleError(f"{url}: a file where the folder of the bundles belongs; move it away") from error
-    except Exception as error:  # a file system's OSError, an object store's client its own
+    except ObjectStoreError as error:
+        raise BundleError(f"serve.bundles: {url}: cannot use the bundles of the service: {error}") from error
+    except Exception as error:  # a file system's OSError, another object store's client its own
         what = "the address and the credentials in the environment" if "://" in url else "its permissions and its space"
         raise BundleError(
             f"{url}: cannot use the bundles of the service ({first_line(error)}); check serve.bundles (without it: "

@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from distill_ray.errors import StoreError, first_line
+from distill_ray.object_store import ObjectStoreError, reach, refused
 from distill_ray.serving.collecting.pairs import PAIR_SCHEMA
 from distill_ray.serving.collecting.store.base import Deletion, Lease, PairStore, Selection, newest_batch
 from distill_ray.serving.collecting.store.lease_files import LeaseFiles
@@ -37,8 +37,10 @@ T = TypeVar("T")
 IDS_PER_QUERY = 10_000
 KEPT_VERSIONS = datetime.timedelta(hours=1)  # readers of an older one may still be at it
 RETRY_S = 1.0
+LEAST_TRIES = 3  # of a store that takes long to fail: lance asks again for most of what breaks off, not for all
 ROWS_PER_FILE = 100_000  # what a compaction reads and writes again at most, where nothing was deleted
 _PLACE = re.compile(r",? *\S+\.rs:\d+:\d+")  # of a source file on the machine where lance was built
+_REFUSED = "lacked the necessary privileges"  # how lance says 403: it has no type of error for that
 CACHE_BYTES = 16 << 20  # of each kind; at Lance's own gigabytes a writer grows for days
 
 DELETION_SCHEMA = pa.schema(
@@ -146,8 +148,9 @@ class LanceStore(PairStore):
 class _Dataset:
     """A dataset that comes into being with its first row.
 
-    Whatever is done sees the newest version. It is done again for RETRY_S if it fails: another process may have
-    rewritten the files meanwhile. So it must be something that can be done twice. What fails then is a StoreError.
+    Whatever is done sees the newest version. It is done again for RETRY_S, and LEAST_TRIES, if it fails: another
+    process may have rewritten the files meanwhile. So it must be something that can be done twice. What fails then is a
+    StoreError.
     """
 
     def __init__(self, uri: str, schema: pa.Schema) -> None:
@@ -185,14 +188,16 @@ class _Dataset:
 
     def _retried(self, do: Callable[[], T]) -> T:
         until = time.monotonic() + RETRY_S
-        while True:
+        for tries in itertools.count(1):
             try:
                 with self._translated():
                     return do()
-            except StoreError:
-                if time.monotonic() > until:
+            except StoreError as error:
+                was_patient = isinstance(error.__cause__, ObjectStoreError)
+                if was_patient or (tries >= LEAST_TRIES and time.monotonic() > until):
                     raise
                 time.sleep(random.uniform(0.01, 0.1))
+        raise AssertionError("it goes on until something is returned or raised")
 
     def _create(self) -> Any:
         import lance  # here, since it loads a large library that a qdrant store does not need
@@ -204,7 +209,7 @@ class _Dataset:
         import lance
 
         if self._opened is None:
-            fs, path = fsspec.core.url_to_fs(self._uri)
+            fs, path = reach(self._uri)
             fs.invalidate_cache()
             if not fs.exists(f"{path}/_versions"):
                 self._require_nothing(fs, path)
@@ -247,6 +252,10 @@ class _Dataset:
         except Exception as error:  # lance raises OSError, ValueError or RuntimeError, an object store's client its own
             self._opened = None
             why = _PLACE.sub("", first_line(error))
+            if _REFUSED in why:
+                error = refused("what was asked", self._uri)
+            if isinstance(error, ObjectStoreError):
+                raise StoreError(f"serve.collect.store: {self._uri}: cannot use the store of pairs: {error}") from error
             raise StoreError(
                 f"{self._uri}: cannot use the store of pairs ({why}); check serve.collect.store, the folder's "
                 "permissions and the disk's space"

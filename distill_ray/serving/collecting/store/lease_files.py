@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from distill_ray.errors import StoreError, first_line
+from distill_ray.object_store import ObjectStoreError
 from distill_ray.serving.collecting.store.base import LEASE, Lease
 from distill_ray.serving.numbered import NumberedFiles
 
@@ -68,6 +69,10 @@ class LeaseFiles:
             yield
         except StoreError:
             raise
+        except ObjectStoreError as error:
+            raise StoreError(
+                f"serve.collect.store: {self._url}: cannot use the lease of the store of pairs: {error}"
+            ) from error
         except Exception as error:  # a file system's OSError, an object store's client its own
             why = first_line(error)
             raise StoreError(
