@@ -8,7 +8,15 @@ from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
 import regex
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 
 class Config(BaseModel):
@@ -38,6 +46,31 @@ def _is_section(model: type[BaseModel], key: Any) -> bool:
     field = model.model_fields.get(key)
     kinds = (get_args(field.annotation) or (field.annotation,)) if field is not None else ()
     return NoneType not in kinds and any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
+
+
+class Range(Config):
+    """How many of something: a number, or {min, max}."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    """At least."""
+
+    max: Annotated[int, Field(ge=1)] = 1
+    """At most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_number_is_both(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+    @model_serializer
+    def _as_it_is_written(self) -> int | dict[str, int]:
+        return self.max if self.min == self.max else {"min": self.min, "max": self.max}
 
 
 def _not_empty(text: str) -> str:

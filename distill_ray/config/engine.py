@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config, FilePath, ServerUrl
+from distill_ray.config.base import Config, FilePath, Range, ServerUrl
 from distill_ray.plugins import Group, Variants
 
 DEMO_MODEL = "demo"
@@ -76,22 +76,8 @@ class SamplingConfig(Config):
         return self
 
 
-class Replicas(Config):
-    """An actor pool that grows from min to max with the queue."""
-
-    min: Annotated[int, Field(ge=1)] = 1
-    max: Annotated[int, Field(ge=1)] = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_number_is_a_fixed_pool(cls, value: Any) -> Any:
-        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Replicas:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max})")
-        return self
+class Replicas(Range):
+    """An actor pool that grows from min to max with the queue; a number is a fixed pool."""
 
 
 class BaseEngineConfig(Config):

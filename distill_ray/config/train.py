@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill_ray.config.base import Config, FilePath
+from distill_ray.config.base import Config, FilePath, Range
 from distill_ray.config.engine import DEMO_MODEL
 
 
@@ -93,6 +93,23 @@ class TopkKlConfig(Config):
 LossConfig = Annotated[CrossEntropyConfig | TopkKlConfig, Field(discriminator="type")]
 
 
+class Workers(Range):
+    """Training processes that start together: `max` of them or, where so many have no room, fewer, from `min` up.
+
+    Data and steps are those of `max` workers, whatever their number: fewer of them share the same parts of each step.
+    """
+
+    @property
+    def allowed(self) -> list[int]:
+        """How many there may be, most first: the divisors of `max`, so that all of them have as much to do."""
+        return [count for count in range(self.max, self.min - 1, -1) if self.max % count == 0]
+
+    @property
+    def fewest(self) -> int:
+        """The least of `allowed`."""
+        return self.allowed[-1]
+
+
 class TrainConfig(Config):
     """The training loop."""
 
@@ -130,8 +147,9 @@ class TrainConfig(Config):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes per worker and optimizer step. A step sees max_tokens_per_batch x workers x this many tokens."""
 
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Training processes."""
+    workers: Workers = Workers()
+    """Training processes: a number, or {min, max} to start with fewer where there is no room for max. How many there
+    may be divides max: each of 2 of 4 makes twice as many forward passes per step, and the result is the same."""
 
     gpus_per_worker: Literal[0, 1] | None = None
     """Default: 1 where the cluster has a GPU and the student is not `demo`, else 0."""
@@ -174,6 +192,17 @@ class TrainConfig(Config):
                 "one example would not fit; raise max_tokens_per_batch or lower max_length"
             )
         return self
+
+    @property
+    def num_parts(self) -> int:
+        """Forward passes of an optimizer step, of all workers together."""
+        return self.workers.max * self.gradient_accumulation
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What decides the trained weights: all keys but those of how it is executed, which may differ in a resume."""
+        executed = {"max_failures", "tensorboard", "cpus_per_worker", "node_labels"}
+        return {**self.model_dump(mode="json", exclude=executed), "workers": self.workers.max}
 
     @property
     def longest_example(self) -> int:

@@ -140,7 +140,7 @@ def _decides(config: RunConfig) -> Mapping[StepName, Any]:
         "split": flywheel.model_dump(mode="json", include={"holdout", "evaluation", "evaluation_column", "replay"}),
         "train": [
             student,
-            config.train.model_dump(mode="json", exclude={"max_failures", "tensorboard", "cpus_per_worker"}),
+            config.train.deciding,
             config.recipe.model_dump(mode="json"),
             flywheel.model_dump(mode="json", include={"start_from", "lora", "trainer"}),
         ],

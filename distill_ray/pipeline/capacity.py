@@ -12,6 +12,7 @@ Whether a node is busy is not asked: what others use now comes free.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -85,6 +86,17 @@ def require(*needs: Need) -> None:
         if not os.environ.get("RAY_ADDRESS"):
             raise ConfigError(_too_little_here(needs[: index + 1], nodes))
         _ask_for_nodes(need, nodes)
+
+
+def require_first(*needs: Need) -> Need:
+    """The first of these that will come: ways to do one thing, the best first. Raises as `require` does of the last."""
+    *better, last = needs
+    for need in better:
+        with contextlib.suppress(ConfigError, ClusterError):
+            require(need)
+            return need
+    require(last)
+    return last
 
 
 def room(need: Need, most: int, beside: Sequence[Need] = ()) -> int:

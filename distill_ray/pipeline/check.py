@@ -41,7 +41,7 @@ from distill_ray.pipeline.planning.plan import find_files, plan_rows
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
 from distill_ray.pipeline.teacher import worker_resources
-from distill_ray.pipeline.training.train import training_resources
+from distill_ray.pipeline.training.gang import available_gang
 from distill_ray.recipes import Recipe, make_recipe
 from distill_ray.recipes.template import columns_of
 from distill_ray.rewards.judge import JudgeReward
@@ -166,7 +166,7 @@ def check_resources(config: RunConfig) -> str:
     """What the stages ask Ray for, held against what there is. Raises ConfigError."""
     worker_resources(config)
     require_helpers(config)
-    training_resources(config)
+    available_gang(config)
     resources = ray.cluster_resources()
     return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"
 

@@ -5,7 +5,8 @@
 
 Two promises. All examples of one row (its label and its rationale, say) meet in one step, because their
 losses belong together. And what a step holds depends only on the budget of the whole step, never on how its
-parts are dealt out to workers and accumulation: 2 workers x 1 and 1 worker x 2 take the same steps.
+parts are dealt out to workers and accumulation: 2 workers x 1 and 1 worker x 2 take the same steps, of the same
+micro-batches.
 
 A micro-batch costs (longest x count): what the forward pass computes, padding included.
 """
@@ -76,6 +77,11 @@ def split_step(examples: Ints, lengths_E: Ints, *, max_tokens: int, num_parts: i
     if begin < len(ordered):
         raise ValueError(f"{len(ordered)} examples do not fit {num_parts} micro-batches of {max_tokens} tokens")
     return parts
+
+
+def parts_of(worker: int, *, num_workers: int, num_parts: int) -> range:
+    """Which of a step's micro-batches a worker takes: all workers as many, as `num_workers` divides `num_parts`."""
+    return range(worker, num_parts, num_workers)
 
 
 def _row_ranges(rows_E: Ints, lengths_E: Ints, max_tokens: int, num_parts: int) -> tuple[Ints, Ints]:

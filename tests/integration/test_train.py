@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from distill_ray.config.run import RunConfig, parse_config
@@ -196,6 +197,75 @@ def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
     assert two[1][0] == pytest.approx(step_by_step_loss(folder, tiny_model), abs=1e-5)
     for step in range(1, 21):  # rounding apart, which training then magnifies
         assert two[step] == pytest.approx(one[step], abs=2e-5, rel=2e-5)
+
+
+def test_where_one_of_two_workers_has_room_it_takes_the_steps_of_both(
+    trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of its steps, those of two workers are held against it above."""
+    folder = make_folder(tmp_path)
+    figures = train(make_config(tiny_model, workers={"min": 1, "max": 2}, cpus_per_worker=all_cpus()), folder)
+    assert "train: 1 of 2 workers has room; each does twice as much per step" in capfd.readouterr().err
+    assert figures["workers"] == folder.manifest()["train"]["workers"] == 1
+    assert curve(folder) == curve(trained[0])
+
+
+@pytest.mark.parametrize(
+    ("before", "zero_stage", "student"),
+    [
+        (2, 2, {}),
+        pytest.param(1, 2, {}, marks=pytest.mark.slow),
+        pytest.param(2, 3, {"lora": {"rank": 4}}, marks=pytest.mark.slow),
+    ],
+    ids=["2 then 1", "1 then 2", "2 then 1, ZeRO 3, adapters"],
+)
+def test_a_killed_command_goes_on_with_another_number_of_workers(
+    trained: tuple[RunFolder, dict[str, Any]],
+    tiny_model: Path,
+    tmp_path: Path,
+    before: int,
+    zero_stage: int,
+    student: dict[str, Any],
+) -> None:
+    def config_for(num_workers: int) -> RunConfig:
+        return make_config(
+            tiny_model,
+            workers={"min": 1, "max": 2},
+            cpus_per_worker=0.5 if num_workers == 2 else all_cpus(),
+            deepspeed={"zero_stage": zero_stage},
+            student=student,
+        )
+
+    run = tmp_path / "run"
+    folder = make_folder(run)
+    config = tmp_path / "config.yaml"
+    config.write_text(config_for(before).model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "distill_ray", "train", str(config), "--run-dir", str(run)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for_checkpoint(run, lambda: process.poll() is None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    after = 3 - before
+    assert train(config_for(after), folder)["workers"] == after
+    lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
+    ran = [(line["step"], line["workers"]) for line in lines if "loss" in line]
+    resumed_at = next(step for step, workers in ran if workers == after) - 1
+    assert resumed_at > 0
+
+    whole = trained[0]
+    if student:
+        whole = make_folder(tmp_path / "whole")
+        train(config_for(before), whole)
+    went_on, expected = curve(folder), curve(whole)
+    assert {step for step in expected if step > resumed_at} <= went_on.keys()
+    for step in went_on.keys() & set(range(1, resumed_at + 11)):  # rounding apart, which training then magnifies
+        assert went_on[step] == pytest.approx(expected[step], abs=2e-5, rel=2e-5)
+
+
+def all_cpus() -> float:
+    """What one worker asks for where a second one has no room."""
+    return ray.cluster_resources()["CPU"]
 
 
 def test_adapters_are_merged_into_a_student_that_equals_base_and_adapter(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from distill_ray.config import parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline import capacity
-from distill_ray.pipeline.capacity import Need, engine_options, require, room, teacher_needs
+from distill_ray.pipeline.capacity import Need, engine_options, require, require_first, room, teacher_needs
 
 HERE = {"ray.io/node-id": "f00"}
 
@@ -92,6 +93,49 @@ def test_a_node_has_room_or_not_whatever_the_sum_is(fixed_cluster: list[dict[str
     )
     with pytest.raises(ClusterError, match="on a node with stage=student"):
         require(need(1, labels={"stage": "student"}))
+
+
+def test_the_first_way_with_room_is_taken_and_the_last_is_the_one_that_an_error_is_about(
+    nodes: list[dict[str, Any]],
+) -> None:
+    nodes.append(node(5))
+    four, two, one = need(4, 2.0), need(2, 2.0), need(1, 2.0)
+    assert require_first(four, two, one) is two
+    assert require_first(one) is one
+    with pytest.raises(ConfigError, match=r"^teacher\.replicas: 3 with teacher\.cpus 2"):
+        require_first(four, need(3, 2.0))
+
+
+def test_a_cluster_that_does_not_grow_is_taken_as_it_is(fixed_cluster: list[dict[str, Any]]) -> None:
+    fixed_cluster += [node(3), node(3)]  # one of two CPUs on each, whatever the sum is
+    assert require_first(need(4, 2.0), need(2, 2.0), need(1, 2.0)).count == 2
+    with pytest.raises(ClusterError, match="1 need 4 CPUs"):
+        require_first(need(2, 4.0), need(1, 4.0))
+
+
+def test_a_cluster_that_grows_is_asked_for_the_most_first(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its autoscaler starts up to three nodes, of one place each."""
+    asked: list[int] = []
+
+    class Gang:
+        def __init__(self, count: int) -> None:
+            self.count, self.id = count, self
+            asked.append(count)
+
+        def wait(self, seconds: float) -> bool:
+            return False
+
+        def hex(self) -> str:
+            return f"gang-of-{self.count}"
+
+    refusing = capacity._Autoscaler(can_grow=True, starts_nodes=True, rounds=1, refused="gang-of-8 gang-of-4")
+    rounds = iter(range(1, 100))
+    monkeypatch.setattr(capacity, "_autoscaler", lambda: dataclasses.replace(refusing, rounds=next(rounds)))
+    monkeypatch.setattr(capacity, "_group", lambda bundles, labels: Gang(len(bundles)))
+    assert require_first(*(need(count) for count in (8, 4, 2, 1))).count == 2
+    assert asked == [8, 4, 2]
 
 
 def test_room_counts_what_is_there_beside_others(nodes: list[dict[str, Any]]) -> None:

@@ -80,6 +80,8 @@ def test_a_url_stays_a_url(tmp_path: Path) -> None:
             "max_chars: 10, and an answer alone has min_chars: 1000 or more, so no pair would be left; give max_chars",
         ),
         ("teacher.replicas={min: 3, max: 2}", "teacher.replicas", "min (3) is above max (2)"),
+        ("train.workers={min: 3, max: 2}", "train.workers", "min (3) is above max (2)"),
+        ("train.workers=0", "train.workers", "greater than or equal to 1"),
         ("teacher.sampling.top_logprobs=5", "teacher.sampling.top_logprobs", "`fake` engine cannot"),
         ("recipe.parse={regex: '('}", "recipe.parse.regex", "not a regular expression"),
         ("recipe.parse={regex: a, after: b}", "recipe.parse", "exactly one of regex, json_field, after"),
@@ -171,6 +173,33 @@ def test_a_marker_may_be_the_end_of_a_line_and_cut_at_nothing_at_all() -> None:
     loaded = parse_config({**MINIMAL, "recipe": recipe}).recipe
     assert isinstance(loaded, StepByStepRecipeConfig)
     assert (loaded.marker, loaded.cut_at) == ("\n", None)
+
+
+@pytest.mark.parametrize(
+    ("workers", "allowed"),
+    [("4", [4]), ("{min: 1, max: 6}", [6, 3, 2, 1]), ("{min: 3, max: 8}", [8, 4]), ("{min: 4, max: 7}", [7])],
+)
+def test_fewer_workers_are_a_divisor_of_all_of_them(workers: str, allowed: list[int]) -> None:
+    train = parse_config(MINIMAL, overrides=[f"train.workers={workers}", "train.gradient_accumulation=3"]).train
+    assert (train.workers.allowed, train.workers.fewest) == (allowed, allowed[-1])
+    assert train.num_parts == 3 * allowed[0]
+
+
+def test_what_decides_a_training_is_the_full_gang_and_nothing_of_how_it_is_executed() -> None:
+    def deciding(*settings: str) -> dict[str, object]:
+        return parse_config(MINIMAL, overrides=[f"train.{setting}" for setting in settings]).train.deciding
+
+    assert deciding("workers=4") == deciding("workers={min: 1, max: 4}", "cpus_per_worker=7", "max_failures=9")
+    assert deciding("workers=4") != deciding("workers=2")
+    assert deciding("workers=4") != deciding("workers=4", "seed=1")
+
+
+def test_a_range_is_written_as_it_was_read() -> None:
+    settings = ["teacher.replicas=2", "train.workers={min: 1, max: 4}"]
+    config = parse_config(MINIMAL, overrides=settings)
+    assert config.model_dump(mode="json")["teacher"]["replicas"] == 2
+    assert config.train.model_dump(exclude_defaults=True)["workers"] == {"min": 1, "max": 4}
+    assert parse_config(config.model_dump(mode="json")) == config
 
 
 def test_a_number_of_replicas_is_a_fixed_pool() -> None:

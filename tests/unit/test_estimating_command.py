@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from distill_ray.config import RunConfig, load_config, parse_config
 from distill_ray.demo.prepare import prepare_demo
 from distill_ray.pipeline.estimating.estimate import Estimate, estimate
+from distill_ray.pipeline.estimating.training import TRAINING_START_S
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.run import write_origin
@@ -269,6 +270,26 @@ def test_what_a_trial_measured_comes_before_what_is_given(big: dict[str, Any], t
     generate = found.stages[0]
     assert generate.at_min.wall_s == pytest.approx(33 + ROWS / 2)
     assert generate.completion_tokens == ROWS * 7
+
+
+def test_the_speed_of_a_worker_is_measured_by_the_workers_there_were(big: dict[str, Any], tmp_path: Path) -> None:
+    config = changed(big, train={"workers": {"min": 1, "max": 4}})
+    folder = trial(config, tmp_path / "trial")
+    folder.delete("metrics.jsonl")
+    folder.append_metrics(*({"step": i, "tokens_per_second": 300.0, "workers": 2} for i in range(3)))
+    assert figure(estimate(config, run=folder), "train: tokens per second").value == 150
+
+
+def test_a_training_is_planned_with_the_fewest_workers_and_with_all(big: dict[str, Any]) -> None:
+    two, four = (estimate(changed(big, train={"workers": count})) for count in (2, 4))
+    between = estimate(changed(big, train={"workers": {"min": 2, "max": 4}}))
+    [train] = [stage for stage in between.stages if stage.name == "train"]
+    [of_four] = [stage for stage in four.stages if stage.name == "train"]
+    assert (train.at_min.replicas, train.at_max) == (2, of_four.at_max)
+    start, all_of_them, fewest = TRAINING_START_S, train.at_max.wall_s, train.at_min.wall_s
+    assert all_of_them is not None
+    assert fewest == pytest.approx(start + 2 * (all_of_them - start))
+    assert between.fits[-1] == two.fits[-1]  # each of the fewest holds most
 
 
 @pytest.mark.parametrize(

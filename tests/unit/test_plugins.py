@@ -87,7 +87,7 @@ def test_parts_of_another_package_are_configured_like_ours_and_the_stored_config
         "samples": 5,
         "reward": {"type": "endings", "best": 1},
     }
-    assert (dumped["teacher"]["ending"], dumped["teacher"]["replicas"]) == ("?", {"min": 2, "max": 2})
+    assert (dumped["teacher"]["ending"], dumped["teacher"]["replicas"]) == ("?", 2)
     assert parse_config(yaml.safe_load(yaml.safe_dump(dumped))) == config
     assert pickle.loads(pickle.dumps(config)) == config
     assert type(make_recipe(config.recipe)).__name__ == "BestOfRecipe"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_ray.student.batches import Ints, plan_epoch, plan_in_order, split_step
+from distill_ray.config.train import Workers
+from distill_ray.student.batches import Ints, parts_of, plan_epoch, plan_in_order, split_step
 
 MAX_TOKENS = 64
 
@@ -96,3 +97,12 @@ def test_fewer_examples_than_parts_leave_some_parts_empty() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit 1 micro-batches of 10 tokens"):
         split_step(np.arange(3), np.array([8, 8, 8]), max_tokens=10, num_parts=1)
+
+
+@given(full=st.integers(1, 12), accumulation=st.integers(1, 3))
+def test_fewer_workers_have_the_parts_of_all_of_them_each_as_many(full: int, accumulation: int) -> None:
+    num_parts = full * accumulation
+    for few in Workers(min=1, max=full).allowed:
+        shares = [parts_of(worker, num_workers=few, num_parts=num_parts) for worker in range(few)]
+        assert {len(share) for share in shares} == {num_parts // few}
+        assert sorted(part for share in shares for part in share) == list(range(num_parts))

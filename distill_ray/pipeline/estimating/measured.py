@@ -116,5 +116,7 @@ def _train_tokens_per_second(config: RunConfig, stored: RunConfig, folder: RunFo
     if not is_same or not folder.exists("metrics.jsonl"):
         return None
     lines = [json.loads(line) for line in folder.read_bytes("metrics.jsonl").splitlines()]
-    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-    return statistics.median(speeds) / stored.train.workers if speeds else None
+    all_of_them = stored.train.workers.max
+    steps = [line for line in lines if line.get("tokens_per_second")]
+    speeds = [step["tokens_per_second"] / step.get("workers", all_of_them) for step in steps]
+    return statistics.median(speeds) if speeds else None

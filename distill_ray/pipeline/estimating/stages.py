@@ -150,10 +150,23 @@ def rewards_stage(config: RunConfig, work: Workload, teachers: list[Planned], ju
 
 
 def training_stage(config: RunConfig, rows: int, training: PlannedTraining) -> Stage:
-    """All epochs."""
-    workers, gpus = config.train.workers, training.gpus_per_worker
-    cost = _cost(workers, gpus, training.seconds, training.price_per_gpu_hour, 0.0)
-    return Stage("train", rows, 0.0, training.prompt_tokens, training.completion_tokens, gpus, training.gpu, cost, cost)
+    """All epochs, with the fewest workers that may start and with all of them."""
+
+    def cost(workers: int) -> Cost:
+        wall = None if training.seconds is None else training.start_s + training.seconds / workers
+        return _cost(workers, training.gpus_per_worker, wall, training.price_per_gpu_hour, 0.0)
+
+    return Stage(
+        name="train",
+        rows=rows,
+        calls=0.0,
+        prompt_tokens=training.prompt_tokens,
+        completion_tokens=training.completion_tokens,
+        gpus_per_replica=training.gpus_per_worker,
+        gpu=training.gpu,
+        at_min=cost(config.train.workers.fewest),
+        at_max=cost(config.train.workers.max),
+    )
 
 
 def evaluation_stage(evaluation: Planned | None, work: Workload) -> list[Stage]:

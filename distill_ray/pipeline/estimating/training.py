@@ -36,8 +36,11 @@ class PlannedTraining:
     gpu: str
     gpus_per_worker: int
     price_per_gpu_hour: float
+    start_s: float
+    """Until the first step."""
+
     seconds: float | None
-    """From start to end; None: it does not fit."""
+    """From there to the end, on one worker; None: it does not fit."""
 
     fit: Fit
     figures: list[Figure]
@@ -87,7 +90,7 @@ def planned_training(
     else:
         speed = of_training_on_cpus(size, train.cpus_per_worker, lora=lora, gradient_checkpointing=checkpointing)
         how = f"{CPU_FLOPS:.0e} operations per second and core (CPU_FLOPS): a rough guess"
-        fit, gpu, price_per_hour = on_cpu("train", size, train.cpus_per_worker * train.workers), "CPU", 0.0
+        fit, gpu, price_per_hour = on_cpu("train", size, train.cpus_per_worker * train.workers.fewest), "CPU", 0.0
     figure = best(
         "train: tokens per second and worker",
         estimated=speed,
@@ -99,33 +102,33 @@ def planned_training(
     )
     per_example = each.prompt + each.completion
     per_epoch = rows * each.examples * per_example
-    step_tokens = train.max_tokens_per_batch * train.workers * train.gradient_accumulation
+    step_tokens = train.max_tokens_per_batch * train.num_parts
     tokens = per_epoch * train.epochs
     if train.max_steps is not None:
         tokens = min(tokens, float(train.max_steps * step_tokens))
     validations = tokens / (train.validate_every * step_tokens if train.validate_every else max(1.0, per_epoch))
     validated = validations * validation_rows * each.examples * per_example
     work = tokens + validated * forward_share(lora=lora, gradient_checkpointing=checkpointing)
-    seconds = work / figure.value / train.workers + (TRAINING_START_S if num_gpus else 0.0)
     return PlannedTraining(
         prompt_tokens=tokens * each.prompt / max(1.0, per_example),
         completion_tokens=tokens * each.completion / max(1.0, per_example),
         gpu=gpu,
         gpus_per_worker=num_gpus,
         price_per_gpu_hour=price_per_hour,
-        seconds=seconds if fit.fits else None,
+        start_s=TRAINING_START_S if num_gpus else 0.0,
+        seconds=work / figure.value if fit.fits else None,
         fit=fit,
         figures=[figure, *rented] if fit.fits else [],
     )
 
 
 def training_setup(config: RunConfig, size: ModelSize, each: Learnt) -> TrainingSetup:
-    """A worker as plain numbers. Raises ConfigError: an unknown GPU."""
+    """A worker of the fewest, who hold most each, as plain numbers. Raises ConfigError: an unknown GPU."""
     train = config.train
     return TrainingSetup(
         size=size,
         gpu=gpu_of(config.plan.student, key="plan.student"),
-        workers=train.workers,
+        workers=train.workers.fewest,
         zero_stage=train.deepspeed.zero_stage,
         offload_optimizer=train.deepspeed.offload_optimizer,
         lora=config.student.lora is not None,

@@ -5,7 +5,7 @@
 
 A fingerprint of everything that decides the result (student, training config, tokens) names the checkpoint
 folder. The same command therefore finds its own checkpoints after a kill, and never takes up those of another
-configuration.
+configuration. How many workers there was room for (`gang`) decides nothing but how long it takes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,16 @@ from distill_ray.config.run import RunConfig
 from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
 from distill_ray.models import model_identity, prompts_of
-from distill_ray.pipeline.capacity import Need, default_gpus, require
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
+from distill_ray.pipeline.training.gang import Gang, available_gang
 from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, scratch_parent, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
 from distill_ray.records import RejectReason, to_json
 from distill_ray.student.export import merge_adapter, save_tokenizer
 from distill_ray.student.load import load_model_config, max_positions
-
-# Keys that change how a run is executed but not what comes out of it: they may differ between a run and its
-# resume.
-_EXECUTION_KEYS = {"max_failures", "tensorboard", "cpus_per_worker", "node_labels"}
 
 
 def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
@@ -103,7 +99,7 @@ def run_fingerprint(config: RunConfig, tokens: TokenizedRun) -> str:
             {
                 "student": student,
                 "weights": model_identity(config.student.model, config.student.revision),
-                "train": config.train.model_dump(exclude=_EXECUTION_KEYS),
+                "train": config.train.deciding,
                 "tokens": tokens.name,
             }
         ).encode()
@@ -195,18 +191,6 @@ def _drop_other_checkpoints(folder: RunFolder, fingerprint: str, progress: Progr
     folder.delete("train", "done.json")
 
 
-def training_resources(config: RunConfig) -> bool:
-    """Whether the workers train on GPUs. Raises ConfigError: this machine has too little for all of them."""
-    gpus = config.train.gpus_per_worker
-    gpus = default_gpus(config.student.model) if gpus is None else gpus
-    each = {
-        "CPU": ("train.cpus_per_worker", config.train.cpus_per_worker),
-        "GPU": ("train.gpus_per_worker", float(gpus)),
-    }
-    require(Need("train.workers", config.train.workers, each, config.train.node_labels))
-    return gpus > 0
-
-
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +207,7 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     has_validation = tokens.num_examples["validation"] > 0
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
-    use_gpu = training_resources(config)
+    gang = available_gang(config)
     tokenizer = prompts_of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(
@@ -232,10 +216,10 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
             folder=folder,
             tokens=tokens.name,
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-            use_gpu=use_gpu,
+            use_gpu=gang.use_gpu,
             metrics=inbox,
         )
-        result = _translated(_trainer(task, fingerprint, has_validation=has_validation), config.train)
+        result = _translated(_trainer(task, gang, fingerprint, has_validation=has_validation), config.train)
     if error := (result.return_value or {}).get("error"):
         raise error
     checkpoint, metrics = result.checkpoint, result.metrics
@@ -244,7 +228,7 @@ def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint
     return Trained(checkpoint, metrics, result.return_value)
 
 
-def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrainer:
+def _trainer(task: WorkerTask, gang: Gang, name: str, *, has_validation: bool) -> TorchTrainer:
     config, folder = task.train, task.folder
     storage: dict[str, Any] = {"storage_path": folder.path("checkpoints")}
     if not folder.is_local:
@@ -254,11 +238,11 @@ def _trainer(task: WorkerTask, name: str, *, has_validation: bool) -> TorchTrain
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if task.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gang.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=task.use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if task.use_gpu else {})},
+            num_workers=gang.num_workers,
+            use_gpu=gang.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if gang.use_gpu else {})},
             label_selector=config.node_labels or None,
         ),
         run_config=ray.train.RunConfig(

@@ -2,10 +2,11 @@
 
 Every worker runs `train_worker`. They differ only in which micro-batches they take:
 
-    step -> workers x accumulation micro-batches -> worker r takes r, r + workers, r + 2 workers, ...
+    step -> train.workers.max x accumulation micro-batches -> worker r takes r, r + workers, r + 2 workers, ...
 
-Everything that decides a step is a function of (tokens, config, step): the examples, the learning rate, the
-dropout seed. So a run that is resumed from a checkpoint goes on exactly as if it had not stopped.
+Everything that decides a step is a function of (tokens, config, step): the examples, their micro-batches, the learning
+rate, the dropout of each micro-batch. So a run that is resumed from a checkpoint goes on exactly as if it had not
+stopped, and on fewer workers it does the same sums in another order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +31,9 @@ import torch.distributed as dist
 from distill_ray.config.train import StudentConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.training.resharding import is_sharded_otherwise, make_universal
 from distill_ray.pipeline.training.tokenise import local_tokens
-from distill_ray.student.batches import Ints, plan_epoch, plan_in_order, split_step
+from distill_ray.student.batches import Ints, parts_of, plan_epoch, plan_in_order, split_step
 from distill_ray.student.export import base_model_name, gather_weights, save_model
 from distill_ray.student.load import load_student
 from distill_ray.student.module import Batch, StudentModule, collate
@@ -70,7 +73,9 @@ class Worker:
         self.task, self.config = task, task.train
         context = ray.train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.num_parts = self.num_workers * self.config.gradient_accumulation
+        self.place = (context.get_node_rank(), context.get_local_rank())
+        self.checkpoint = ray.train.get_checkpoint()  # the latest of this run, if there is one
+        self.is_resharded = is_sharded_otherwise(self.checkpoint, STATE, self.num_workers)
         threads = self.config.threads_per_worker or max(1, int(self.config.cpus_per_worker))
         if not task.use_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -113,12 +118,13 @@ class Worker:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {
             "train_micro_batch_size_per_gpu": 1,  # not used: batches are cut by tokens
-            "gradient_accumulation_steps": self.config.gradient_accumulation,
+            "gradient_accumulation_steps": self.config.num_parts // self.num_workers,
             "gradient_clipping": self.config.max_grad_norm,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # CPUAdam is compiled on first use
             "bf16": {"enabled": self.use_bf16},
+            "checkpoint": {"load_universal": self.is_resharded},
         }
 
     # -- the loop --------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ class Worker:
                 validation_loss = self._validate(step + 1)
                 self._checkpoint(step + 1, epoch, validation_loss)
                 self.step_began = time.perf_counter()
-        return {"steps": total_steps, "tokens": self.tokens_seen}
+        return {"steps": total_steps, "tokens": self.tokens_seen, "workers": self.num_workers}
 
     def _total_steps(self) -> int:
         total = 0
@@ -152,7 +158,7 @@ class Worker:
             self.train_tokens.lengths_E,
             self.train_tokens.rows_E,
             max_tokens=self.config.max_tokens_per_batch,
-            num_parts=self.num_parts,
+            num_parts=self.config.num_parts,
             seed=self.config.seed,
             epoch=epoch,
         )
@@ -170,17 +176,18 @@ class Worker:
                 step += 1
 
     def _train_step(self, step: int, epoch: int, examples: Ints, total_steps: int) -> None:
-        # Dropout repeats when a step is run again after a resume, and differs between workers.
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, self.rank]).generate_state(1)[0]))
         loss_sum = torch.zeros((), device=self.device)
         tokens = self.train_tokens
-        for batch in self._batches(tokens, examples, tokens.task_tokens(examples), self.num_parts):
+        num_parts = self.config.num_parts
+        for part, batch in self._batches(tokens, examples, tokens.task_tokens(examples), num_parts):
+            # Dropout repeats when a step is run again after a resume, whichever worker has the micro-batch then.
+            torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step, part]).generate_state(1)[0]))
             loss = self.engine(batch)
             loss_sum += loss.detach()
             # The sum over all micro-batches is the step's loss (see `student.losses`). DeepSpeed divides each
             # by the number of accumulation rounds and averages gradients over workers, so both are multiplied
             # back:   1/W sum_r 1/A sum_a grad(W A loss_ra)  =  sum_ra grad(loss_ra)
-            self.engine.backward(loss * self.num_parts)
+            self.engine.backward(loss * num_parts)
             if not self.engine.is_gradient_accumulation_boundary():
                 self.engine.step()
         if self.num_workers > 1:
@@ -203,17 +210,21 @@ class Worker:
                 "grad_norm": None if norm is None else float(norm),
                 "tokens": num_tokens,
                 "tokens_per_second": round(num_tokens / (now - self.step_began), 1),
+                "workers": self.num_workers,
             }
         )
         self.step_began = now
 
-    def _batches(self, tokens: Tokens, examples: Ints, task_tokens: Ints, num_parts: int) -> Iterator[Batch]:
-        """This worker's share of the micro-batches of a step."""
+    def _batches(
+        self, tokens: Tokens, examples: Ints, task_tokens: Ints, num_parts: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """This worker's share of the micro-batches of a step, with their numbers."""
         parts = split_step(examples, tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=num_parts)
-        for part in parts[self.rank :: self.num_workers]:
-            yield collate(
-                tokens, part, task_tokens, pad_id=self.task.pad_id, decoder_start_id=self.decoder_start_id
-            ).to(self.device)
+        for part in parts_of(self.rank, num_workers=self.num_workers, num_parts=num_parts):
+            batch = collate(
+                tokens, parts[part], task_tokens, pad_id=self.task.pad_id, decoder_start_id=self.decoder_start_id
+            )
+            yield part, batch.to(self.device)
 
     def _set_learning_rate(self, step: int, total_steps: int) -> float:
         rate = learning_rate(
@@ -246,10 +257,11 @@ class Worker:
         task_tokens = tokens.task_tokens(np.arange(len(tokens)))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.engine.eval()
+        num_parts = self.config.workers.max
         for examples in plan_in_order(
-            tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=self.num_workers
+            tokens.lengths_E, max_tokens=self.config.max_tokens_per_batch, num_parts=num_parts
         ):
-            for batch in self._batches(tokens, examples, task_tokens, self.num_workers):
+            for _, batch in self._batches(tokens, examples, task_tokens, num_parts):
                 loss_sum += self.engine(batch)
         self.engine.train()
         if self.num_workers > 1:
@@ -287,15 +299,28 @@ class Worker:
 
     def _resume(self) -> int:
         """Load the latest checkpoint of this run, if there is one; returns the steps that are done."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        if self.checkpoint is None:
             return 0
-        with checkpoint.as_directory() as folder:
-            path, state = self.engine.load_checkpoint(folder, tag=STATE, load_module_strict=not self._has_adapters)
+        with self.checkpoint.as_directory() as stored, self._for_this_gang(Path(stored)) as folder:
+            path, state = self.engine.load_checkpoint(str(folder), tag=STATE, load_module_strict=not self._has_adapters)
         if path is None:
-            raise TrainingError(f"{checkpoint.path}: cannot be resumed from; delete it and run again")
+            raise TrainingError(f"{self.checkpoint.path}: cannot be resumed from; delete it and run again")
         self.tokens_seen = state["tokens_seen"]
         return int(state["step"])
+
+    @contextmanager
+    def _for_this_gang(self, stored: Path) -> Iterator[Path]:
+        """The folder with DeepSpeed's state for as many workers as there are: made once per node, by its first one."""
+        if not self.is_resharded:
+            yield stored
+            return
+        with tempfile.TemporaryDirectory() as made:
+            node, local_rank = self.place
+            _together(lambda: make_universal(stored / STATE, Path(made) / STATE) if local_rank == 0 else None)
+            places: list[Any] = [None] * self.num_workers
+            dist.all_gather_object(places, (self.place, made))
+            yield Path(dict(places)[node, 0])
+            dist.barrier()  # until all have loaded it
 
     @property
     def _has_adapters(self) -> bool:
