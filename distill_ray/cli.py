@@ -379,9 +379,15 @@ def doctor() -> None:
 
 
 def _folder(config: RunConfig, run_dir: str | None) -> RunFolder:
-    from distill_ray.pipeline.folder import RunFolder
+    from distill_ray.pipeline.folder import RunFolder, in_jobs_copy
 
-    return RunFolder(run_dir or f"runs/{config.name}")
+    folder = RunFolder(run_dir or f"runs/{config.name}")
+    if in_jobs_copy(folder.root):
+        raise ConfigError(
+            f"--run-dir: {folder.root} is in this Ray job's copy of the working folder, and goes with the job; give a "
+            "bucket (s3://...), or a path that all nodes see"
+        )
+    return folder
 
 
 def _existing(run_dir: str) -> RunFolder:

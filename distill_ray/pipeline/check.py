@@ -270,7 +270,8 @@ def _check_engine(engine: EngineConfig, key: str) -> str:
         if engine.api_key_env and not os.environ.get(engine.api_key_env):
             raise ConfigError(
                 f"{key}.api_key_env: the environment variable {engine.api_key_env} is not set; "
-                f"run `export {engine.api_key_env}=...`, or set `api_key_env: null` for a server without keys"
+                f"run `export {engine.api_key_env}=...` (for a Ray job: env_vars in its runtime environment), "
+                "or set `api_key_env: null` for a server without keys"
             )
         return f"`{engine.model}` at {engine.base_url}: key is set (the server was not asked)"
     if not isinstance(engine, VllmEngineConfig | HfEngineConfig):  # of another package, which knows what to look at

@@ -261,6 +261,11 @@ class RunFolder:
             yield
 
 
+def in_jobs_copy(folder: str) -> bool:
+    """Whether a local folder is in what `ray job submit` has copied to the cluster, and goes with the job."""
+    return "/runtime_resources/working_dir_files/" in f"{folder}/"
+
+
 def partition_name(index: int) -> str:
     """File stem of a partition: `00000`, so that names sort as numbers."""
     return f"{index:05d}"

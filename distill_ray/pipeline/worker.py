@@ -126,14 +126,15 @@ class PartitionWorker:
             yield {"partition": [partition]}
 
     async def _run(self, partition: int) -> None:
-        ledger = Ledger(self._folder, partition_name(partition))
+        # Asked of a store in threads: the loop has other partitions' rows to feed to the engine.
+        ledger = await asyncio.to_thread(Ledger, self._folder, partition_name(partition))
         self._flusher.add(ledger)
         figures = Figures()
         samples: list[str] = []
         name = f"{partition_name(partition)}.parquet"
-        records = self._folder.read_table("rows", name, columns=ROW_SCHEMA.names).to_pylist()
+        rows = await asyncio.to_thread(self._folder.read_table, "rows", name, columns=ROW_SCHEMA.names)
         engines = self._engines(ledger, figures)
-        tasks = [asyncio.create_task(self._row(record, engines, figures, samples)) for record in records]
+        tasks = [asyncio.create_task(self._row(record, engines, figures, samples)) for record in rows.to_pylist()]
         try:
             await self._until_done(partition, tasks, figures, samples)
         finally:

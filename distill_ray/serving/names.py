@@ -9,9 +9,9 @@ from typing import TextIO
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import ConfigError, ServingError
+from distill_ray.pipeline.folder import in_jobs_copy
 from distill_ray.pipeline.lock import Taken, take
 
-_COPIES = "/runtime_resources/working_dir_files/"  # Ray's, of what `--working-dir` uploads
 PATIENCE_S = 10.0  # what was killed, or is being replaced, is gone by then
 
 
@@ -56,7 +56,7 @@ def existing_service_folder(config: RunConfig) -> str:
             the working directory, which no service sees, and which goes with the job.
     """
     folder = service_folder(config)
-    if _COPIES in f"{folder}/":
+    if in_jobs_copy(folder):
         raise ConfigError(
             f"serve.folder: {folder} is in the copy that Ray made of the job's working directory: the service does not "
             "see it, and it goes with the job; give an absolute path that job and service share: "

@@ -320,8 +320,8 @@ def status(url: str) -> dict[str, Any]:
 
 
 def test_a_node_that_dies_under_a_generation_costs_no_row(two_nodes: Cluster, tmp_path: Path) -> None:
-    """Whichever it is but the driver's: what counts the rows is on that one."""
-    teacher = {"type": "fake", "cpus": 1, "latency_s": 0.5, "max_concurrency": 5, "replicas": 3}
+    """Whichever it is but the driver's: what counts the rows is on that one. Five engines fill the nodes' five CPUs."""
+    teacher = {"type": "fake", "cpus": 1, "latency_s": 0.5, "max_concurrency": 5, "replicas": 5}
     config = write_config(tmp_path / "config.json", 300, teacher=teacher, generate={"rows_per_partition": 10})
     extra = two_nodes.add(Node(cpus=1))
     command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(tmp_path / "run")]

@@ -270,3 +270,16 @@ def test_doctor_finds_this_installation_complete(
 ) -> None:
     assert command(monkeypatch, "doctor") == 0
     assert "missing" not in capsys.readouterr().out
+
+
+def test_a_run_folder_in_the_copy_that_a_ray_job_works_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1a2b"
+    copy.mkdir(parents=True)
+    config = write(copy, "rows.jsonl", b'{"text": "a"}\n')
+    monkeypatch.chdir(copy)
+    assert command(monkeypatch, "generate", str(config)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "in this Ray job's copy of the working folder, and goes with the job; give a bucket" in said
+    assert not (copy / "runs").exists()

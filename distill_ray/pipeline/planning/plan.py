@@ -17,7 +17,9 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,7 @@ from distill_ray.plugins import Group, packages
 from distill_ray.recipes.base import LessWhenHeldOut, Recipe
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
 
+WRITES_AT_ONCE = 16
 MIN_PARTITIONS = 4
 MAX_PARTITIONS_FOR_REPLICAS = 256
 PARTITIONS_PER_REPLICA = 4  # so that the last ones to finish keep no engine waiting for long
@@ -111,8 +114,7 @@ def plan_rows(
                     on_rows(planner.num_rows)
         # From here until the end rows/ is a mixture, which no fingerprint may describe.
         folder.write_json({"fingerprint": None, "num_partitions": num_partitions}, "rows", "plan.json")
-        records_of = scratch.rows_by_partition(num_partitions)
-        partitions = [_write_partition(folder, index, records) for index, records in records_of]
+        partitions = list(_write_partitions(folder, scratch.rows_by_partition(num_partitions)))
     plan = Plan(num_partitions, planner.num_rows, partitions)
     folder.write_json({"fingerprint": fingerprint, **dataclasses.asdict(plan)}, "rows", "plan.json")
     return plan
@@ -250,6 +252,18 @@ def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limi
     if readers or config.plugins:  # their code reads the rows, or renders the queries
         state["plugins"] = [readers, config.plugins, config.recipe.model_dump(mode="json")]
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _write_partitions(folder: RunFolder, records_of: Iterable[tuple[int, Sequence[str]]]) -> Iterator[PartitionInfo]:
+    """In order; several at once, as a store answers each PUT slowly, and no more of them in memory than that."""
+    with ThreadPoolExecutor(WRITES_AT_ONCE) as pool:
+        waiting: deque[Future[PartitionInfo]] = deque()
+        for index, records in records_of:
+            waiting.append(pool.submit(_write_partition, folder, index, records))
+            if len(waiting) == WRITES_AT_ONCE:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 def _write_partition(folder: RunFolder, index: int, texts: Sequence[str]) -> PartitionInfo:
