@@ -133,6 +133,11 @@ class RunFolder:
             self.fs.invalidate_cache()
             self.fs.rm(self.path(*parts), recursive=True)
 
+    def remove(self, *parts: str) -> None:
+        """Delete a file, with one request; one that is not there is fine."""
+        with contextlib.suppress(FileNotFoundError), self._reaching():
+            self.fs.rm_file(self.path(*parts))
+
     def put(self, source: Path, *parts: str) -> None:
         """Copy the files of a folder on this disk here, one by one. Raises as `write_bytes`."""
         files = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]

@@ -165,7 +165,7 @@ def _clear_emptied(folder: RunFolder, plan: Plan) -> None:
         for info in plan.partitions:
             name = partition_name(info.index) + suffix
             if not info.num_rows and name in there:
-                folder.delete(kind, name)
+                folder.remove(kind, name)
 
 
 def _still_true(marker: dict[str, Any], plan: Plan, partition: int, fingerprint: str) -> bool:

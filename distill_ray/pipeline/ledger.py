@@ -70,18 +70,21 @@ class Ledger:
         self._lock = threading.Lock()  # of the buffer
         self._writing = threading.Lock()  # of the files: a segment must not land while others are merged
         self._fresh: list[tuple[bytes, Completion]] = []  # not yet written
-        self._tables = list(self._load())
+        self._tables = list(self._load(self._segments()))
         self._where: dict[bytes, tuple[int, int]] = {}  # key -> (table, row)
         for number, table in enumerate(self._tables):
             for row, key in enumerate(table["key"].to_pylist()):
                 self._where[key] = (number, row)
         self._recent: dict[bytes, Completion] = {}  # written or not, of this process
 
-    def _load(self) -> Iterator[pa.Table]:
+    def _segments(self) -> list[str]:
+        return self._folder.list("calls", self._name, suffix=".arrow")
+
+    def _load(self, segments: Sequence[str]) -> Iterator[pa.Table]:
         merged = f"{self._name}.parquet"
         if self._folder.exists("calls", merged):
             yield self._checked(self._folder.read_table("calls", merged), merged)
-        for segment in self._folder.list("calls", self._name, suffix=".arrow"):
+        for segment in segments:
             data = self._folder.read_bytes("calls", self._name, segment)
             try:
                 table = pa.ipc.open_file(io.BytesIO(data)).read_all()
@@ -140,9 +143,10 @@ class Ledger:
         """Write everything as one Parquet file and drop the segments. Killed in between, the next load sees both."""
         with self._writing:
             self._flush()
-            if not self._folder.list("calls", self._name, suffix=".arrow"):
+            segments = self._segments()
+            if not segments:
                 return
-            merged = pa.concat_tables(list(self._load()))
+            merged = pa.concat_tables(list(self._load(segments)))
             first = {key: row for row, key in reversed(list(enumerate(merged["key"].to_pylist())))}
             self._folder.write_table(merged.take(sorted(first.values())), "calls", f"{self._name}.parquet")
             self._folder.delete("calls", self._name)

@@ -229,7 +229,7 @@ class PartitionWorker:
     def _write(self, partition: int, results: list[list[Example] | Reject], figures: Figures, ledger: Ledger) -> None:
         """Outputs first, marker last: a partition killed in between is done again, from the ledger."""
         name = partition_name(partition)
-        self._folder.delete("done", f"{name}.json")
+        self._folder.remove("done", f"{name}.json")
         examples = [example for result in results if isinstance(result, list) for example in result]
         rejects = [result for result in results if isinstance(result, Reject)]
         ledger.merge()

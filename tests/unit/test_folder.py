@@ -71,6 +71,16 @@ def test_an_object_store_behaves_like_a_disk() -> None:
     assert not folder.exists("rows")
 
 
+@pytest.mark.parametrize("root", ["here", "memory://removed/run"])
+def test_a_file_that_is_removed_is_gone_and_one_that_is_not_there_is_fine(root: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / root if root == "here" else root)
+    folder.write_json({}, "done", "0.json")
+    folder.write_json({}, "done", "1.json")
+    folder.remove("done", "0.json")
+    folder.remove("done", "0.json")
+    assert folder.list("done") == ["1.json"]
+
+
 @pytest.mark.parametrize("root", ["here", "memory://several/run"])
 def test_several_json_files_are_read_at_once(root: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / root if root == "here" else root)
