@@ -18,7 +18,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +34,8 @@ from distill_ray.pipeline.progress import say
 
 ANSWER_S = 50.0  # an autoscaler that has not begun to start a node by then will not
 LOOK_S = 0.5
+
+_kept_groups: ContextVar[list[Any]] = ContextVar("placement groups of the engines that this block starts")
 
 
 @dataclass(frozen=True)
@@ -250,12 +253,29 @@ def engine_options(engine: BaseEngineConfig, num_gpus: int) -> dict[str, Any]:
 
     One GPU or none: the actor itself holds it. More: a placement group of one bundle per GPU, in which vLLM's own Ray
     executor puts one worker per bundle (`tensor_parallel_size` x `pipeline_parallel_size`); made anew for each actor,
-    by the function under `ray_remote_args_fn`.
+    by the function under `ray_remote_args_fn`. It is there until the block of `placement_groups_removed` ends.
     """
     if num_gpus <= 1 or not isinstance(engine, VllmEngineConfig):
         return {"num_cpus": engine.cpus, "num_gpus": num_gpus, **on_nodes(engine.node_labels)}
-    group = partial(_in_placement_group, num_gpus, engine.cpus, engine.node_labels)
+    # Looked up here: Ray Data calls the function in a thread of its own, which does not know the block.
+    group = partial(_in_placement_group, num_gpus, engine.cpus, engine.node_labels, _kept_groups.get())
     return {"num_gpus": 0, "ray_remote_args_fn": group}
+
+
+@contextlib.contextmanager
+def placement_groups_removed() -> Iterator[None]:
+    """Afterwards the GPUs of engines on several are free: their groups do not go with their actors, but with the job.
+
+    `cluster.connected` is such a block, so every stage gives back what it took.
+    """
+    groups: list[Any] = []
+    outer = _kept_groups.set(groups)
+    try:
+        yield
+    finally:
+        _kept_groups.reset(outer)
+        for group in groups:
+            ray.util.remove_placement_group(group)
 
 
 def of_one_actor(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,9 +300,10 @@ def gpu_bundles(num_gpus: int, cpus: float) -> list[dict[str, float]]:
     return [{"GPU": 1.0, "CPU": cpus}] + [{"GPU": 1.0, "CPU": 1.0}] * (num_gpus - 1)
 
 
-def _in_placement_group(num_gpus: int, cpus: float, labels: Mapping[str, str]) -> dict[str, Any]:
+def _in_placement_group(num_gpus: int, cpus: float, labels: Mapping[str, str], kept: list[Any]) -> dict[str, Any]:
+    kept.append(_group(gpu_bundles(num_gpus, cpus), labels))
     strategy = PlacementGroupSchedulingStrategy(
-        _group(gpu_bundles(num_gpus, cpus), labels),
+        kept[-1],
         placement_group_bundle_index=0,
         placement_group_capture_child_tasks=True,
     )

@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distill_ray.config import MixtureConfig, RunConfig
 from distill_ray.engines import make_engine
@@ -134,7 +133,7 @@ def member_actors(
 def engine_actors(
     config: RunConfig, folder: RunFolder, counts: Sequence[int] | None = None, tally: Any = None
 ) -> Iterator[list[list[Any]]]:
-    """Actors of each engine of `config.teachers`, for `Teacher`. Their GPUs are free again afterwards.
+    """Actors of each engine of `config.teachers`, for `Teacher`; ended afterwards. Connected to Ray.
 
     An engine loads when it is first asked. An actor that dies is started again.
 
@@ -150,16 +149,12 @@ def engine_actors(
     require(*teacher_needs(config))
     engines = list(config.teachers.values())
     pools: list[list[Any]] = []
-    groups: list[Any] = []
     try:
         for engine, role, count in zip(engines, _roles(config), counts or [1] * len(engines), strict=True):
             pool: list[Any] = []
             pools.append(pool)
             for _ in range(count):
                 options = of_one_actor(engine_options(engine, teacher_gpus(config, engine)))
-                strategy = options.get("scheduling_strategy")
-                if isinstance(strategy, PlacementGroupSchedulingStrategy):
-                    groups.append(strategy.placement_group)
                 actor_class = ray.remote(EngineActor).options(
                     **options,
                     max_concurrency=engine.max_concurrency + 8,  # beside what answers, who asks whether it is up
@@ -172,8 +167,6 @@ def engine_actors(
     finally:
         for actor in (actor for pool in pools for actor in pool):
             ray.kill(actor)
-        for group in groups:  # it does not go with its actor
-            ray.util.remove_placement_group(group)
 
 
 def total_retries(pools: Sequence[Sequence[Any]]) -> int:

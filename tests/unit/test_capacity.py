@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.config import parse_config
+from distill_ray.config import VllmEngineConfig, parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline import capacity
-from distill_ray.pipeline.capacity import Need, engine_options, require, require_first, room, teacher_needs
+from distill_ray.pipeline.capacity import (
+    Need,
+    engine_options,
+    of_one_actor,
+    placement_groups_removed,
+    require,
+    require_first,
+    room,
+    teacher_needs,
+)
 
 HERE = {"ray.io/node-id": "f00"}
 
@@ -181,3 +191,18 @@ def test_an_engine_asks_for_its_labels_on_its_node_and_on_all_of_several() -> No
     four = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 4, "cpus": 2, "replicas": 2}})
     bundles = teacher_needs(four)[0].bundles
     assert bundles == ([{"GPU": 1.0, "CPU": 2.0}] + [{"GPU": 1.0, "CPU": 1.0}] * 3) * 2
+
+
+def test_a_placement_group_ends_with_the_block_whose_engine_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[int] = []
+    made = iter(range(9))
+    monkeypatch.setattr(capacity, "_group", lambda bundles, labels: next(made))
+    monkeypatch.setattr(capacity.ray.util, "remove_placement_group", removed.append)
+    engine = VllmEngineConfig(gpus=2)
+    with placement_groups_removed():
+        options = engine_options(engine, 2)
+        with placement_groups_removed(), ThreadPoolExecutor(1) as ray_data:
+            of_one_actor(engine_options(engine, 2))
+            ray_data.submit(of_one_actor, options).result()  # of the outer block, wherever it is called
+        assert removed == [0]
+    assert removed == [0, 1]
