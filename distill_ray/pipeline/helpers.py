@@ -134,8 +134,8 @@ class EngineActor:
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the engine, once, whoever asks first."""
-        if self._starting is None:
+        """Start the engine, once, whoever asks first; again where that failed."""
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
 
