@@ -2,6 +2,7 @@
 
 A worker's rows ask one by one; `BatchedScorer` sends what came together as one batch, to the actors in turn. A judge
 with an engine of its own lives in one actor for all workers; each worker asks it through its own partition's ledger.
+An actor that dies is started again by Ray, wherever there is room, and what it was asked is asked again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from distill_ray.errors import DistillError, EngineUnavailable
 from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_needs
 from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.members import Pool, PooledEngine
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
 from distill_ray.rewards import make_reward
 from distill_ray.rewards.judge import JudgeReward
 
+SCORE_RETRIES = 5  # of a batch whose actor dies; as many as `EngineConfig.max_retries` by default
 COLLECT_S = 0.01  # how long the first answer of a batch waits for others
 
 
@@ -86,15 +89,20 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = of_one_actor(engine_options(reward.engine, reward.engine.num_gpus))
-        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048)
+        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048, max_restarts=-1)
         judge: Any = actor_class.remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())
         return Helpers(judge=judge)
     if not isinstance(reward, ModelRewardConfig):
         return Helpers()  # nothing to load: it is scored where the row is
-    nodes = on_nodes(reward.node_labels)
-    actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus, **nodes)
-    actors: list[Any] = [actor.remote(reward, folder) for _ in range(reward.replicas)]
+    actor_class = ray.remote(RewardActor).options(
+        num_cpus=reward.cpus,
+        num_gpus=reward.gpus,
+        max_restarts=-1,
+        max_task_retries=SCORE_RETRIES,  # a score is a function of its batch
+        **on_nodes(reward.node_labels),
+    )
+    actors: list[Any] = [actor_class.remote(reward, folder) for _ in range(reward.replicas)]
     for handle in actors:
         _answered(handle.ready.remote())
     return Helpers(rewards=actors)
@@ -272,9 +280,12 @@ class Roles:
     """Who a recipe may ask, for any ledger; a reward model is shared by all of them, so that its batches are full."""
 
     def __init__(self, config: RunConfig, helpers: Helpers) -> None:
-        self._config, self._helpers = config, helpers
+        self._config = config
         self._reward = reward_of(config)
         self._scorer: Scorer | None = None
+        self._judge: Engine | None = None
+        if isinstance(self._reward, JudgeRewardConfig) and self._reward.engine is not None:
+            self._judge = PooledEngine(Pool(self._reward.engine, [helpers.judge], "judge"))
         if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
             self._scorer = batched_scorer(self._reward, helpers)
 
@@ -284,8 +295,7 @@ class Roles:
         reward = self._reward
         if not isinstance(reward, JudgeRewardConfig):
             return Engines(teacher, self._scorer)
-        engine = RemoteEngine(reward.engine, self._helpers.judge, "judge") if reward.engine is not None else None
-        judge = answerer(engine, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
+        judge = answerer(self._judge, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
         return Engines(teacher, JudgeScorer(reward, judge))
 
 

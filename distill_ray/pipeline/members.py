@@ -1,4 +1,4 @@
-"""A member of a mixture: engines in actors of their own, as a worker sees them.
+"""Engines in actors of their own, as a worker sees them: a member of a mixture, and a judge.
 
 An actor that dies is started again by Ray, wherever there is room. Until then, and before it is up for the first time,
 its rows are answered by another replica: a cluster may be slow to find room for one, or never find it. One that cannot
@@ -26,10 +26,10 @@ AGAIN_S = 60.0  # after which one that could not start is tried again
 
 
 class Pool:
-    """The actors of one member: which of them are up.
+    """The actors of one engine: which of them are up.
 
     Args:
-        config: the member's engine.
+        config: the engine.
         actors: `EngineActor`s.
         role: for messages.
     """
@@ -98,21 +98,17 @@ class Pool:
         return f"the {self._role}'s process died ({type(error).__name__}); see logs/"
 
 
-class MemberEngine(Engine):
+class PooledEngine(Engine):
     """One place in a pool. Rows that share it meet the same engine, as long as that one is up."""
 
-    def __init__(self, pool: Pool, number: int) -> None:
+    def __init__(self, pool: Pool, number: int = 0) -> None:
         self._pool, self._number = pool, number
         self._as_here = make_engine(pool.config)  # never started
         self.identity = self._as_here.identity
 
     async def start(self) -> None:
-        """Wait until the member can answer."""
+        """Wait until somebody in the pool can answer."""
         await self._pool.start()
-
-    def prompt_key(self, messages: Sequence[Message]) -> bytes:
-        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
-        return self._as_here.prompt_key(messages)
 
     async def generate(
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
@@ -141,3 +137,11 @@ class MemberEngine(Engine):
             except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
                 raise own_error(error) or error from None
         raise AssertionError("the last try returns or raises")
+
+
+class MemberEngine(PooledEngine):
+    """A place in the pool of a mixture's member."""
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
+        return self._as_here.prompt_key(messages)
