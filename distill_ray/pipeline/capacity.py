@@ -34,6 +34,7 @@ from distill_ray.pipeline.progress import say
 
 ANSWER_S = 50.0  # an autoscaler that has not begun to start a node by then will not
 LOOK_S = 0.5
+FURTHER = "1 CPU for each further GPU"  # of an engine on several
 
 _kept_groups: ContextVar[list[Any]] = ContextVar("placement groups of the engines that this block starts")
 
@@ -56,10 +57,15 @@ class Need:
     """The GPUs of one of them may be on several nodes."""
 
     @property
+    def has_further_gpus(self) -> bool:
+        """Whether one of them is spread over several bundles."""
+        return self.spread and self.each.get("GPU", ("", 0.0))[1] > 1
+
+    @property
     def bundles(self) -> list[dict[str, float]]:
         """What has to be on one node, for all of them."""
         amounts = {resource: amount for resource, (_, amount) in self.each.items() if amount}
-        if self.spread and amounts.get("GPU", 0) > 1:
+        if self.has_further_gpus:
             return gpu_bundles(int(amounts["GPU"]), amounts.get("CPU", 1.0)) * self.count
         return [amounts] * self.count if amounts else []
 
@@ -144,14 +150,16 @@ def _too_little_here(needs: Sequence[Need], nodes: Sequence[_Node]) -> str:
             f"{last.key}: asks for a node with {shown(last.labels)}, and this machine has no such label; leave "
             "node_labels out, or set RAY_ADDRESS to a cluster that has it"
         )
-    for resource, (resource_key, amount) in last.each.items():
-        needed = sum(need.count * need.each.get(resource, ("", 0.0))[1] for need in needs)
+    for resource in dict.fromkeys(name for bundle in last.bundles for name in bundle):
+        needed = sum(bundle.get(resource, 0.0) for need in needs for bundle in need.bundles)
         have = sum(node.resources.get(resource, 0.0) for node in nodes)
-        if needed > have and amount:
+        if needed > have:
+            resource_key, amount = last.each.get(resource) or last.each["GPU"]
             beside = f" beside {' and '.join(need.key for need in needs[:-1])}" if needs[:-1] else ""
+            further = f" ({FURTHER})" if resource == "CPU" and last.has_further_gpus else ""
             return (
-                f"{last.key}: {last.count} with {resource_key} {amount:g}{beside} need {needed:g} {resource}s and this "
-                f"machine has {have:g}; lower {last.key} or {resource_key}"
+                f"{last.key}: {last.count} with {resource_key} {amount:g}{beside} need {needed:g} {resource}s{further} "
+                f"and this machine has {have:g}; lower {last.key} or {resource_key}"
                 + (" (0 runs on the CPU)" if resource == "GPU" else "")
             )
     raise AssertionError("it fits")
@@ -222,7 +230,8 @@ def _nobody_has(need: Need, nodes: Sequence[_Node], found: _Autoscaler) -> str:
 
 def _in_words(need: Need) -> str:
     parts = [f"{amount:g} {resource}s ({key})" for resource, (key, amount) in need.each.items() if amount]
-    return " and ".join(parts) + (f" on a node with {shown(need.labels)}" if need.labels else "")
+    further = f", and {FURTHER}," if need.has_further_gpus else ""
+    return " and ".join(parts) + further + (f" on a node with {shown(need.labels)}" if need.labels else "")
 
 
 def shown(labels: Mapping[str, str]) -> str:

@@ -75,6 +75,20 @@ def test_a_machine_with_too_little_is_told_what_and_what_to_lower(nodes: list[di
     )
 
 
+def test_a_machine_with_too_few_cpus_beside_its_gpus_is_told_so(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(4, 4))
+    require(need(1, 1.0, 4.0, spread=True))
+    with pytest.raises(ConfigError) as caught:
+        require(need(1, 2.0, 4.0, spread=True))
+    assert str(caught.value) == (
+        "teacher.replicas: 1 with teacher.cpus 2 need 5 CPUs (1 CPU for each further GPU) and this machine has 4; "
+        "lower teacher.replicas or teacher.cpus"
+    )
+    nodes[:] = [node(2, 4)]
+    with pytest.raises(ConfigError, match=r"1 with serve\.teacher\.gpus 4 need 4 CPUs \(1 CPU for each further GPU\)"):
+        require(Need("serve.teacher.replicas", 1, {"GPU": ("serve.teacher.gpus", 4.0)}, spread=True))
+
+
 def test_what_fits_alone_and_not_together_is_said_so(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(4))
     reward = Need("recipe.reward.replicas", 2, {"CPU": ("recipe.reward.cpus", 1.5)})
@@ -103,6 +117,8 @@ def test_a_node_has_room_or_not_whatever_the_sum_is(fixed_cluster: list[dict[str
     )
     with pytest.raises(ClusterError, match="on a node with stage=student"):
         require(need(1, labels={"stage": "student"}))
+    with pytest.raises(ClusterError, match=r"3 GPUs \(teacher.gpus\), and 1 CPU for each further GPU, each\. The clu"):
+        require(need(1, 1.0, 3.0, spread=True))
 
 
 def test_the_first_way_with_room_is_taken_and_the_last_is_the_one_that_an_error_is_about(
