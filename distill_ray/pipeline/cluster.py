@@ -59,6 +59,8 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False  # it would draw over our display, on a terminal only
+    # One of them asks for an actor's options to look at them, which makes a placement group that no actor is for.
+    context.issue_detectors_config.detectors = []
     if ray.is_initialized():
         yield
         return
