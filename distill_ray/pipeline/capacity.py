@@ -88,13 +88,14 @@ def require(*needs: Need) -> None:
         ConfigError: this machine has too little of something.
         ClusterError: so has the cluster, and nothing will be added to it.
     """
-    nodes, free = _nodes(), _nodes()
-    for index, need in enumerate(needs):
-        if all(_placed(bundle, need.labels, free) for bundle in need.bundles):
-            continue
-        if not os.environ.get("RAY_ADDRESS"):
-            raise ConfigError(_too_little_here(needs[: index + 1], nodes))
-        _ask_for_nodes(need, nodes)
+    if _fit(needs):
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        _ask_for_nodes(needs)
+    else:
+        alone = [need for need in needs if not _fit([need])]
+        first = next(needs[:count] for count in range(1, len(needs) + 1) if not _fit(needs[:count]))
+        raise ConfigError(_too_little_here(alone[:1] or first))
 
 
 def require_first(*needs: Need) -> Need:
@@ -130,6 +131,12 @@ def _nodes() -> list[_Node]:
     return [_Node(dict(node["Resources"]), node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
 
 
+def _fit(needs: Sequence[Need]) -> bool:
+    """Whether the nodes have room for all of them together, were nobody else there."""
+    free = _nodes()
+    return all(_placed(bundle, need.labels, free) for need in needs for bundle in need.bundles)
+
+
 def _placed(bundle: Mapping[str, float], labels: Mapping[str, str], free: Sequence[_Node]) -> bool:
     """Whether a node has room for it; takes it from there."""
     for node in free:
@@ -142,9 +149,9 @@ def _placed(bundle: Mapping[str, float], labels: Mapping[str, str], free: Sequen
     return False
 
 
-def _too_little_here(needs: Sequence[Need], nodes: Sequence[_Node]) -> str:
-    """Of one machine: which resource, who needs how much of it, and what to lower."""
-    last = needs[-1]
+def _too_little_here(needs: Sequence[Need]) -> str:
+    """Of one machine: which resource, who needs how much of it beside the others, and what to lower."""
+    last, nodes = needs[-1], _nodes()
     if last.labels:
         return (
             f"{last.key}: asks for a node with {shown(last.labels)}, and this machine has no such label; leave "
@@ -168,18 +175,20 @@ def _too_little_here(needs: Sequence[Need], nodes: Sequence[_Node]) -> str:
 # -- a cluster that may grow ------------------------------------------------------------------------------------------
 
 
-def _ask_for_nodes(need: Need, nodes: Sequence[_Node]) -> None:
-    """Ask the cluster's autoscaler, by a placement group; raises ClusterError where nothing comes of it."""
-    before = _autoscaler()
-    group = _group(need.bundles, need.labels)
+def _ask_for_nodes(needs: Sequence[Need]) -> None:
+    """Ask the cluster's autoscaler, by one placement group; raises ClusterError where nothing comes of it."""
+    before, lacking = _autoscaler(), [need for need in needs if not _fit([need])] or needs
+    bundles = [(bundle, need.labels) for need in needs for bundle in need.bundles]
+    group = _group([bundle for bundle, _ in bundles], [labels for _, labels in bundles])
     try:
         until = time.monotonic() + ANSWER_S
         while not group.wait(LOOK_S):
             found = _autoscaler()
             if not found.can_grow or group.id.hex() in found.refused or time.monotonic() > until:
-                raise ClusterError(_nobody_has(need, nodes, found))
+                raise ClusterError(_nobody_has(lacking, found))
             if found.starts_nodes and (not found.rounds or found.rounds > before.rounds + 1):  # it has seen the group
-                say(f"{need.key}: the cluster starts nodes for {_in_words(need)}")
+                for need in lacking:
+                    say(f"{need.key}: the cluster starts nodes for {_in_words(need)}")
                 return
     finally:
         ray.util.remove_placement_group(group)
@@ -215,7 +224,8 @@ def _autoscaler() -> _Autoscaler:
     return _Autoscaler(can_grow, bool(report.get("pending_launches") or report.get("pending_nodes")))
 
 
-def _nobody_has(need: Need, nodes: Sequence[_Node], found: _Autoscaler) -> str:
+def _nobody_has(needs: Sequence[Need], found: _Autoscaler) -> str:
+    nodes = _nodes()
     there = Counter(map(str, nodes))
     has = "; ".join(f"{count} with {node}" for node, count in there.items())
     grows = (
@@ -224,7 +234,7 @@ def _nobody_has(need: Need, nodes: Sequence[_Node], found: _Autoscaler) -> str:
         if found.can_grow
         else "nothing is added to it: it was started without an autoscaler"
     )
-    needed = f"{need.key}: {need.count} need {_in_words(need)} each"
+    needed = "; ".join(f"{need.key}: {need.count} need {_in_words(need)} each" for need in needs)
     return f"{needed}. The cluster has {len(nodes)} nodes ({has}), and {grows}"
 
 
@@ -310,7 +320,7 @@ def gpu_bundles(num_gpus: int, cpus: float) -> list[dict[str, float]]:
 
 
 def _in_placement_group(num_gpus: int, cpus: float, labels: Mapping[str, str], kept: list[Any]) -> dict[str, Any]:
-    kept.append(_group(gpu_bundles(num_gpus, cpus), labels))
+    kept.append(_group(gpu_bundles(num_gpus, cpus), [labels] * num_gpus))
     strategy = PlacementGroupSchedulingStrategy(
         kept[-1],
         placement_group_bundle_index=0,
@@ -319,9 +329,10 @@ def _in_placement_group(num_gpus: int, cpus: float, labels: Mapping[str, str], k
     return {"num_cpus": cpus, "scheduling_strategy": strategy}
 
 
-def _group(bundles: list[dict[str, float]], labels: Mapping[str, str]) -> Any:
-    selector: Any = [dict(labels)] * len(bundles) if labels else None
-    return ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=selector)
+def _group(bundles: list[dict[str, float]], labels: Sequence[Mapping[str, str]]) -> Any:
+    """A placement group; `labels` are those of the nodes that may hold each bundle."""
+    selectors: Any = [dict(own) for own in labels] if any(labels) else None
+    return ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
 
 
 def default_gpus(model: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.config import RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.engine import EngineConfig
 from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
@@ -57,22 +57,21 @@ def helper_needs(config: RunConfig) -> list[Need]:
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         engine, key = reward.engine, "recipe.reward.engine"
-        return [Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels)]
+        is_spread = isinstance(engine, VllmEngineConfig)
+        return [Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels, is_spread)]
     if isinstance(reward, ModelRewardConfig):
         key = "recipe.reward"
         return [Need(f"{key}.replicas", reward.replicas, _each(key, reward.cpus, reward.gpus), reward.node_labels)]
     return []
 
 
-def require_helpers(config: RunConfig) -> None:
-    """Say at once what Ray can never give to the reward: it would wait for it for ever.
+def require_generation(config: RunConfig) -> None:
+    """Say at once what Ray can never give to the teacher and the reward: it would wait for it for ever.
 
     Raises:
-        ConfigError, ClusterError: there is too little, for the reward alone or beside the teacher.
+        ConfigError, ClusterError: there is too little, for one of them or for both together.
     """
-    needs = helper_needs(config)
-    require(*needs)
-    require(*teacher_needs(config), *needs)
+    require(*teacher_needs(config), *helper_needs(config))
 
 
 def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
@@ -85,7 +84,7 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     Raises:
         ConfigError: a model or a label that does not exist, or this machine has no room for it.
     """
-    require_helpers(config)
+    require(*helper_needs(config))
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = of_one_actor(engine_options(reward.engine, reward.engine.num_gpus))

@@ -20,7 +20,7 @@ from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine, hash_messages
 from distill_ray.engines.mixture import Mixture
 from distill_ray.errors import RowError
-from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, require, room, teacher_gpus, teacher_needs
+from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, room, teacher_gpus, teacher_needs
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
 from distill_ray.pipeline.members import MemberEngine, Pool
@@ -88,12 +88,7 @@ def _roles(config: RunConfig) -> list[str]:
 
 
 def worker_resources(config: RunConfig) -> dict[str, Any]:
-    """What asks Ray for the teacher's hardware: the engine's own, or nothing where its members have actors.
-
-    Raises:
-        ConfigError, ClusterError: there will never be enough.
-    """
-    require(*teacher_needs(config))
+    """What asks Ray for the teacher's hardware: the engine's own, or nothing where its members have actors."""
     if isinstance(config.teacher, MixtureConfig):
         return {"num_cpus": 0}
     return engine_options(config.teacher, teacher_gpus(config, config.teacher))
@@ -142,11 +137,7 @@ def engine_actors(
         folder: for logs.
         counts: of each; None: one.
         tally: told when an engine is up.
-
-    Raises:
-        ConfigError, ClusterError: there will never be enough for them.
     """
-    require(*teacher_needs(config))
     engines = list(config.teachers.values())
     pools: list[list[Any]] = []
     try:

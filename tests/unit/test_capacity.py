@@ -164,6 +164,40 @@ def test_a_cluster_that_grows_is_asked_for_the_most_first(
     assert asked == [8, 4, 2]
 
 
+def test_a_cluster_that_grows_is_asked_for_all_that_a_stage_needs_at_once(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Gang:
+        def __init__(self, bundles: Any, labels: Any) -> None:
+            asked.append((bundles, labels))
+
+        def wait(self, seconds: float) -> bool:
+            return True
+
+    monkeypatch.setattr(capacity, "_group", Gang)
+    fixed_cluster.append(node(1))
+    here, there = need(1), need(2, 1.0, 1.0, key="recipe.reward.replicas", labels={"stage": "reward"})
+    require(here, there)
+    [(bundles, labels)] = asked
+    assert bundles == [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 2]
+    assert labels == [{}, *[{"stage": "reward"}] * 2]
+
+
+def test_a_cluster_is_told_what_it_has_no_node_for_or_all_that_has_none_together(
+    fixed_cluster: list[dict[str, Any]],
+) -> None:
+    fixed_cluster.append(node(4))
+    teacher, reward = need(1, 3.0), need(1, 2.0, key="recipe.reward.replicas")
+    with pytest.raises(
+        ClusterError, match=r"^teacher\.replicas: 1 need 3 .* each; recipe\.reward\.replicas: 1 need 2 "
+    ):
+        require(teacher, reward)
+    with pytest.raises(ClusterError, match=r"^recipe\.reward\.replicas: 1 need 2 CPUs .* and 1 GPUs"):
+        require(teacher, need(1, 2.0, 1.0, key="recipe.reward.replicas"))
+
+
 def test_room_counts_what_is_there_beside_others(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(8))
     assert room(need(1, 2.0), 10) == 4
