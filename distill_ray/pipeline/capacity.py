@@ -33,6 +33,7 @@ from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline.progress import say
 
 ANSWER_S = 50.0  # an autoscaler that has not begun to start a node by then will not
+REPORT_S = 30.0  # of a cluster that was just started, after which whoever looks after its nodes has reported
 LOOK_S = 0.5
 FURTHER = "1 CPU for each further GPU"  # of an engine on several
 
@@ -206,7 +207,18 @@ class _Autoscaler:
 
 
 def _autoscaler() -> _Autoscaler:
-    """What the cluster's autoscaler is at. Version 2 says what it cannot fulfil; version 1 keeps that to itself."""
+    """What the cluster's autoscaler is at; waits for its first word where the cluster is young.
+
+    The head of a cluster without one reports too, within seconds of its start.
+    """
+    until = time.monotonic() + REPORT_S
+    while (found := _reported()) is None and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    return found or _Autoscaler(can_grow=False, starts_nodes=False)
+
+
+def _reported() -> _Autoscaler | None:
+    """Version 2 says what it cannot fulfil; version 1 keeps that to itself."""
     from ray import _raylet  # nothing public says it
     from ray.core.generated import autoscaler_pb2
 
@@ -218,7 +230,9 @@ def _autoscaler() -> _Autoscaler:
         refused = " ".join(request.details for request in second.infeasible_gang_resource_requests)
         starts_nodes = bool(second.pending_instance_requests or second.pending_instances)
         return _Autoscaler(True, starts_nodes, second.autoscaler_state_version, refused)
-    report = json.loads(client.internal_kv_get(b"__autoscaling_status", None) or b"{}").get("autoscaler_report") or {}
+    report = json.loads(client.internal_kv_get(b"__autoscaling_status", None) or b"{}").get("autoscaler_report")
+    if report is None:
+        return None
     # Without an autoscaler each node is a type of its own, called node_<id>.
     can_grow = not all(str(name).startswith("node_") for name in report.get("active_nodes", {}))
     return _Autoscaler(can_grow, bool(report.get("pending_launches") or report.get("pending_nodes")))

@@ -24,6 +24,7 @@ from distill_ray.pipeline.capacity import (
     teacher_needs,
 )
 
+AUTOSCALER = capacity._autoscaler  # as it is: most tests say themselves what it finds
 HERE = {"ray.io/node-id": "f00"}
 
 
@@ -196,6 +197,19 @@ def test_a_cluster_is_told_what_it_has_no_node_for_or_all_that_has_none_together
         require(teacher, reward)
     with pytest.raises(ClusterError, match=r"^recipe\.reward\.replicas: 1 need 2 CPUs .* and 1 GPUs"):
         require(teacher, need(1, 2.0, 1.0, key="recipe.reward.replicas"))
+
+
+def test_a_young_cluster_is_not_taken_for_one_without_an_autoscaler(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = iter([None, None, capacity._Autoscaler(can_grow=True, starts_nodes=False)])
+    monkeypatch.setattr(capacity, "_autoscaler", AUTOSCALER)
+    monkeypatch.setattr(capacity, "_reported", lambda: next(reports))
+    monkeypatch.setattr(capacity, "LOOK_S", 0.0)
+    assert room(need(1), 10) == 10
+    monkeypatch.setattr(capacity, "_reported", lambda: None)
+    monkeypatch.setattr(capacity, "REPORT_S", 0.0)
+    assert room(need(1), 10) == 0
 
 
 def test_room_counts_what_is_there_beside_others(nodes: list[dict[str, Any]]) -> None:
