@@ -36,11 +36,10 @@ from distill_ray.object_store import try_out
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.helpers import require_helpers, reward_of
+from distill_ray.pipeline.helpers import require_generation, reward_of
 from distill_ray.pipeline.planning.plan import find_files, plan_rows
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
-from distill_ray.pipeline.teacher import worker_resources
 from distill_ray.pipeline.training.gang import available_gang
 from distill_ray.recipes import Recipe, make_recipe
 from distill_ray.recipes.template import columns_of
@@ -164,8 +163,7 @@ def _require_same_tokens(teacher: Prompts, student: Prompts) -> None:
 
 def check_resources(config: RunConfig) -> str:
     """What the stages ask Ray for, held against what there is. Raises ConfigError."""
-    worker_resources(config)
-    require_helpers(config)
+    require_generation(config)
     available_gang(config)
     resources = ray.cluster_resources()
     return f"Ray: {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs are enough to start"

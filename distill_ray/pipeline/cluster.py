@@ -24,6 +24,7 @@ import ray.data
 import ray.exceptions
 
 from distill_ray.errors import ClusterError, DistillError, first_line
+from distill_ray.pipeline.capacity import placement_groups_removed
 from distill_ray.pipeline.folder import RunFolder
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
@@ -41,15 +42,25 @@ _LACKING = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 
 @contextlib.contextmanager
 def connected(num_cpus: float | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block. Inside an existing connection (tests, jobs) this does nothing.
+    """Be connected to Ray inside the block; what its engines held of the cluster is free again afterwards.
+
+    Inside an existing connection (tests, jobs, a stage of a run) nothing is connected anew.
 
     Args:
         num_cpus: CPUs that a Ray of our own counts at least, for processes that mostly wait.
     """
+    with _connection(num_cpus), placement_groups_removed():
+        yield
+
+
+@contextlib.contextmanager
+def _connection(num_cpus: float | None) -> Iterator[None]:
     # Ray Data's own wrapper forgets its cause when it is pickled, and with it our message.
     context = ray.data.DataContext.get_current()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False  # it would draw over our display, on a terminal only
+    # One of them asks for an actor's options to look at them, which makes a placement group that no actor is for.
+    context.issue_detectors_config.detectors = []
     if ray.is_initialized():
         yield
         return

@@ -31,7 +31,7 @@ from distill_ray.errors import DistillError, TooManyRejects
 from distill_ray.pipeline.capacity import beside_the_driver
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
-from distill_ray.pipeline.helpers import helper_needs, start_helpers
+from distill_ray.pipeline.helpers import helper_needs, require_generation, start_helpers
 from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
@@ -189,6 +189,7 @@ def _run_partitions(
     progress: Progress,
 ) -> dict[str, Any]:
     """Run the stage over the partitions of `todo`; returns the tally's last state."""
+    require_generation(config)
     finished_rows = sum(marker["rows"] for marker in done.values())
     finished_rejects = Counter[str]()
     for marker in done.values():
@@ -213,8 +214,9 @@ def _run_partitions(
     engines_each = ENGINES_PER_WORKER if isinstance(config.teacher, MixtureConfig) else 1
     workers = min(-(-sum(counts) // engines_each), len(todo))
     open_partitions = max(1, min(OPEN_PARTITIONS * engines_each, -(-len(todo) // workers)))
+    helpers = start_helpers(config, folder)  # before members that may take all the room beside them
     with member_actors(config, folder, counts, tally) as members:
-        helpers = dataclasses.replace(start_helpers(config, folder), members=members)
+        helpers = dataclasses.replace(helpers, members=members)
         dataset = ray.data.from_items([{"partition": p} for p in todo], override_num_blocks=len(todo)).map_batches(
             PartitionWorker,
             fn_constructor_args=(

@@ -2,6 +2,7 @@
 
 A worker's rows ask one by one; `BatchedScorer` sends what came together as one batch, to the actors in turn. A judge
 with an engine of its own lives in one actor for all workers; each worker asks it through its own partition's ledger.
+An actor that dies is started again by Ray, wherever there is room, and what it was asked is asked again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.config import RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.engine import EngineConfig
 from distill_ray.config.reward import BaseRewardConfig, JudgeRewardConfig, ModelRewardConfig, RewardConfig
 from distill_ray.engines import make_engine
@@ -25,11 +26,13 @@ from distill_ray.errors import DistillError, EngineUnavailable
 from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, on_nodes, require, teacher_needs
 from distill_ray.pipeline.cluster import own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.members import Pool, PooledEngine
 from distill_ray.recipes.base import Answerer, Engines, Scorer
 from distill_ray.records import Answered, Completion, Message
 from distill_ray.rewards import make_reward
 from distill_ray.rewards.judge import JudgeReward
 
+SCORE_RETRIES = 5  # of a batch whose actor dies; as many as `EngineConfig.max_retries` by default
 COLLECT_S = 0.01  # how long the first answer of a batch waits for others
 
 
@@ -54,22 +57,21 @@ def helper_needs(config: RunConfig) -> list[Need]:
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         engine, key = reward.engine, "recipe.reward.engine"
-        return [Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels)]
+        is_spread = isinstance(engine, VllmEngineConfig)
+        return [Need(key, 1, _each(key, engine.cpus, engine.num_gpus), engine.node_labels, is_spread)]
     if isinstance(reward, ModelRewardConfig):
         key = "recipe.reward"
         return [Need(f"{key}.replicas", reward.replicas, _each(key, reward.cpus, reward.gpus), reward.node_labels)]
     return []
 
 
-def require_helpers(config: RunConfig) -> None:
-    """Say at once what Ray can never give to the reward: it would wait for it for ever.
+def require_generation(config: RunConfig) -> None:
+    """Say at once what Ray can never give to the teacher and the reward: it would wait for it for ever.
 
     Raises:
-        ConfigError, ClusterError: there is too little, for the reward alone or beside the teacher.
+        ConfigError, ClusterError: there is too little, for one of them or for both together.
     """
-    needs = helper_needs(config)
-    require(*needs)
-    require(*teacher_needs(config), *needs)
+    require(*teacher_needs(config), *helper_needs(config))
 
 
 def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
@@ -82,19 +84,24 @@ def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     Raises:
         ConfigError: a model or a label that does not exist, or this machine has no room for it.
     """
-    require_helpers(config)
+    require(*helper_needs(config))
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = of_one_actor(engine_options(reward.engine, reward.engine.num_gpus))
-        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048)
+        actor_class = ray.remote(EngineActor).options(**options, max_concurrency=2048, max_restarts=-1)
         judge: Any = actor_class.remote(reward.engine, folder, "judge")
         _answered(judge.start.remote())
         return Helpers(judge=judge)
     if not isinstance(reward, ModelRewardConfig):
         return Helpers()  # nothing to load: it is scored where the row is
-    nodes = on_nodes(reward.node_labels)
-    actor = ray.remote(RewardActor).options(num_cpus=reward.cpus, num_gpus=reward.gpus, **nodes)
-    actors: list[Any] = [actor.remote(reward, folder) for _ in range(reward.replicas)]
+    actor_class = ray.remote(RewardActor).options(
+        num_cpus=reward.cpus,
+        num_gpus=reward.gpus,
+        max_restarts=-1,
+        max_task_retries=SCORE_RETRIES,  # a score is a function of its batch
+        **on_nodes(reward.node_labels),
+    )
+    actors: list[Any] = [actor_class.remote(reward, folder) for _ in range(reward.replicas)]
     for handle in actors:
         _answered(handle.ready.remote())
     return Helpers(rewards=actors)
@@ -134,8 +141,8 @@ class EngineActor:
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the engine, once, whoever asks first."""
-        if self._starting is None:
+        """Start the engine, once, whoever asks first; again where that failed."""
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
 
@@ -272,9 +279,12 @@ class Roles:
     """Who a recipe may ask, for any ledger; a reward model is shared by all of them, so that its batches are full."""
 
     def __init__(self, config: RunConfig, helpers: Helpers) -> None:
-        self._config, self._helpers = config, helpers
+        self._config = config
         self._reward = reward_of(config)
         self._scorer: Scorer | None = None
+        self._judge: Engine | None = None
+        if isinstance(self._reward, JudgeRewardConfig) and self._reward.engine is not None:
+            self._judge = PooledEngine(Pool(self._reward.engine, [helpers.judge], "judge"))
         if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
             self._scorer = batched_scorer(self._reward, helpers)
 
@@ -284,8 +294,7 @@ class Roles:
         reward = self._reward
         if not isinstance(reward, JudgeRewardConfig):
             return Engines(teacher, self._scorer)
-        engine = RemoteEngine(reward.engine, self._helpers.judge, "judge") if reward.engine is not None else None
-        judge = answerer(engine, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
+        judge = answerer(self._judge, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
         return Engines(teacher, JudgeScorer(reward, judge))
 
 

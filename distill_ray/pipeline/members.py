@@ -1,13 +1,15 @@
-"""A member of a mixture: engines in actors of their own, as a worker sees them.
+"""Engines in actors of their own, as a worker sees them: a member of a mixture, and a judge.
 
 An actor that dies is started again by Ray, wherever there is room. Until then, and before it is up for the first time,
-its rows are answered by another replica: a cluster may be slow to find room for one, or never find it.
+its rows are answered by another replica: a cluster may be slow to find room for one, or never find it. One that cannot
+start is tried again, after a while or when no other is up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray.exceptions
@@ -20,12 +22,14 @@ from distill_ray.errors import DistillError, EngineUnavailable, TransientEngineE
 from distill_ray.pipeline.cluster import own_error
 from distill_ray.records import Completion, Message
 
+AGAIN_S = 60.0  # after which one that could not start is tried again
+
 
 class Pool:
-    """The actors of one member: which of them are up.
+    """The actors of one engine: which of them are up.
 
     Args:
-        config: the member's engine.
+        config: the engine.
         actors: `EngineActor`s.
         role: for messages.
     """
@@ -39,16 +43,25 @@ class Pool:
         """Start all that are not, and wait until one is up.
 
         Raises:
-            ConfigError, EngineUnavailable: one cannot start, and none is up.
+            ConfigError, EngineUnavailable: none of them can start.
         """
+        while True:
+            self._start_missing()
+            tasks = dict(self._starting)
+            while not self._up and (waiting := [task for task in tasks.values() if not task.done()]):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self._up:
+                return
+            for number, task in tasks.items():
+                self._forget(number, task)  # whoever asks next tries all of them again
+            for task in tasks.values():
+                task.result()
+
+    def _start_missing(self) -> None:
         for number in range(len(self.actors)):
             if number not in self._starting:
                 self._starting[number] = asyncio.create_task(self._start(number))
-                self._starting[number].add_done_callback(_seen)
-        while not self._up:
-            done, _ = await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+                self._starting[number].add_done_callback(partial(self._ended, number))
 
     async def _start(self, number: int) -> None:
         starting = self.actors[number].start.options(max_task_retries=self.config.max_retries)
@@ -71,32 +84,31 @@ class Pool:
         if task is not None and task.done():
             del self._starting[number]
 
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
+        """That one of several replicas cannot start concerns nobody while another is up."""
+        if not task.cancelled() and task.exception() is not None:
+            asyncio.get_running_loop().call_later(AGAIN_S, self._forget, number, task)
+
+    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
+        if self._starting.get(number) is task:
+            del self._starting[number]
+
     def died(self, error: Exception) -> str:
         """For people."""
         return f"the {self._role}'s process died ({type(error).__name__}); see logs/"
 
 
-def _seen(task: asyncio.Task[None]) -> None:
-    """That one of several replicas cannot start concerns nobody while another is up."""
-    if not task.cancelled():
-        task.exception()
-
-
-class MemberEngine(Engine):
+class PooledEngine(Engine):
     """One place in a pool. Rows that share it meet the same engine, as long as that one is up."""
 
-    def __init__(self, pool: Pool, number: int) -> None:
+    def __init__(self, pool: Pool, number: int = 0) -> None:
         self._pool, self._number = pool, number
         self._as_here = make_engine(pool.config)  # never started
         self.identity = self._as_here.identity
 
     async def start(self) -> None:
-        """Wait until the member can answer."""
+        """Wait until somebody in the pool can answer."""
         await self._pool.start()
-
-    def prompt_key(self, messages: Sequence[Message]) -> bytes:
-        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
-        return self._as_here.prompt_key(messages)
 
     async def generate(
         self, messages: Sequence[Message], sampling: SamplingConfig, *, first_sample: int = 0
@@ -125,3 +137,11 @@ class MemberEngine(Engine):
             except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
                 raise own_error(error) or error from None
         raise AssertionError("the last try returns or raises")
+
+
+class MemberEngine(PooledEngine):
+    """A place in the pool of a mixture's member."""
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
+        return self._as_here.prompt_key(messages)

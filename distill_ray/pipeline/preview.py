@@ -24,7 +24,7 @@ from distill_ray.errors import DistillError, RequestRejected, RowError, Transien
 from distill_ray.pipeline.capacity import of_one_actor
 from distill_ray.pipeline.cluster import connected, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.helpers import Helpers, Roles, start_helpers
+from distill_ray.pipeline.helpers import Helpers, Roles, require_generation, start_helpers
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.teacher import Teacher, member_actors, worker_resources
@@ -128,13 +128,16 @@ def preview(config: RunConfig, num_rows: int, console: Console) -> None:
         plan_rows(with_queries(config, folder, num_rows), recipe, folder, limit=num_rows)
         records = [record for table in folder.read_tables("rows") for record in table.to_pylist()][:num_rows]
         rows = [row_from_record(record) for record in records if record["reject_reason"] is None]
-        with connected(), member_actors(config, folder) as members:
-            options = of_one_actor(worker_resources(config))
-            helpers = dataclasses.replace(start_helpers(config, folder), members=members)
-            try:
-                answers = ray.get(ray.remote(_answer).options(**options).remote(config, folder, rows, helpers))
-            except ray.exceptions.RayError as error:
-                raise own_error(error) or DistillError(f"preview failed inside Ray: {raised_by(error)}") from None
+        with connected():
+            require_generation(config)
+            helpers = start_helpers(config, folder)
+            with member_actors(config, folder) as members:
+                options = of_one_actor(worker_resources(config))
+                helpers = dataclasses.replace(helpers, members=members)
+                try:
+                    answers = ray.get(ray.remote(_answer).options(**options).remote(config, folder, rows, helpers))
+                except ray.exceptions.RayError as error:
+                    raise own_error(error) or DistillError(f"preview failed inside Ray: {raised_by(error)}") from None
     by_id = {row.row_id: (row, answer) for row, answer in zip(rows, answers, strict=True)}
     for record in records:
         if record["row_id"] not in by_id:

@@ -28,6 +28,7 @@ from distill_ray.config.recipe import DEFAULT_REFUSALS
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import hash_messages
 from distill_ray.errors import ConfigError, DataError, RequestRejected, TransientEngineError
+from distill_ray.pipeline.capacity import require, teacher_needs
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
@@ -309,12 +310,10 @@ def _synthesize(config: RunConfig, folder: RunFolder, requests: Requests, count:
     """Start the teacher in an actor, let it write, end it: its GPUs are for the generation that follows."""
     data = config.data
     assert isinstance(data, SynthesizeDataConfig)
-    with (
-        connected(),
-        Progress("synthesize", total=count, unit="queries") as progress,
-        engine_actors(config, folder) as pools,
-    ):
-        written = asyncio.run(_ask(config, folder, requests, count, Teacher(config, pools), progress))
+    with connected(), Progress("synthesize", total=count, unit="queries") as progress:
+        require(*teacher_needs(config))
+        with engine_actors(config, folder) as pools:
+            written = asyncio.run(_ask(config, folder, requests, count, Teacher(config, pools), progress))
     if not written.queries:
         refused = f" ({written.refused} answers were refusals)" if written.refused else ""
         raise DataError(

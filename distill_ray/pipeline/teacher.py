@@ -14,14 +14,13 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distill_ray.config import MixtureConfig, RunConfig
 from distill_ray.engines import make_engine
 from distill_ray.engines.base import Engine, hash_messages
 from distill_ray.engines.mixture import Mixture
 from distill_ray.errors import RowError
-from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, require, room, teacher_gpus, teacher_needs
+from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, room, teacher_gpus, teacher_needs
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
 from distill_ray.pipeline.members import MemberEngine, Pool
@@ -89,12 +88,7 @@ def _roles(config: RunConfig) -> list[str]:
 
 
 def worker_resources(config: RunConfig) -> dict[str, Any]:
-    """What asks Ray for the teacher's hardware: the engine's own, or nothing where its members have actors.
-
-    Raises:
-        ConfigError, ClusterError: there will never be enough.
-    """
-    require(*teacher_needs(config))
+    """What asks Ray for the teacher's hardware: the engine's own, or nothing where its members have actors."""
     if isinstance(config.teacher, MixtureConfig):
         return {"num_cpus": 0}
     return engine_options(config.teacher, teacher_gpus(config, config.teacher))
@@ -134,7 +128,7 @@ def member_actors(
 def engine_actors(
     config: RunConfig, folder: RunFolder, counts: Sequence[int] | None = None, tally: Any = None
 ) -> Iterator[list[list[Any]]]:
-    """Actors of each engine of `config.teachers`, for `Teacher`. Their GPUs are free again afterwards.
+    """Actors of each engine of `config.teachers`, for `Teacher`; ended afterwards. Connected to Ray.
 
     An engine loads when it is first asked. An actor that dies is started again.
 
@@ -143,23 +137,15 @@ def engine_actors(
         folder: for logs.
         counts: of each; None: one.
         tally: told when an engine is up.
-
-    Raises:
-        ConfigError, ClusterError: there will never be enough for them.
     """
-    require(*teacher_needs(config))
     engines = list(config.teachers.values())
     pools: list[list[Any]] = []
-    groups: list[Any] = []
     try:
         for engine, role, count in zip(engines, _roles(config), counts or [1] * len(engines), strict=True):
             pool: list[Any] = []
             pools.append(pool)
             for _ in range(count):
                 options = of_one_actor(engine_options(engine, teacher_gpus(config, engine)))
-                strategy = options.get("scheduling_strategy")
-                if isinstance(strategy, PlacementGroupSchedulingStrategy):
-                    groups.append(strategy.placement_group)
                 actor_class = ray.remote(EngineActor).options(
                     **options,
                     max_concurrency=engine.max_concurrency + 8,  # beside what answers, who asks whether it is up
@@ -172,8 +158,6 @@ def engine_actors(
     finally:
         for actor in (actor for pool in pools for actor in pool):
             ray.kill(actor)
-        for group in groups:  # it does not go with its actor
-            ray.util.remove_placement_group(group)
 
 
 def total_retries(pools: Sequence[Sequence[Any]]) -> int:

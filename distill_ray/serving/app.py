@@ -78,11 +78,13 @@ def require_gpus(config: RunConfig) -> None:
     Raises:
         ConfigError: this machine has not the GPUs that teacher or student ask for.
     """
+    needs = []
     for key, engine in (config.service_teacher, ("serve.student", config.serve.student)):
         if engine is not None and not isinstance(engine, OpenAIEngineConfig):
             each = {"GPU": (f"{key}.gpus", float(engine.num_gpus))}
             is_spread = isinstance(engine, VllmEngineConfig)
-            require(Need(f"{key}.replicas", engine.replicas.min, each, engine.node_labels, is_spread))
+            needs.append(Need(f"{key}.replicas", engine.replicas.min, each, engine.node_labels, is_spread))
+    require(*needs)
 
 
 def require_port(host: str, port: int) -> None:

@@ -241,6 +241,7 @@ def test_an_engine_of_several_gpus_sits_in_a_placement_group_with_one_bundle_eac
 import json, ray
 from distill_ray.config import parse_config
 from distill_ray.pipeline.capacity import of_one_actor
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.teacher import worker_resources
 ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False)
 
@@ -256,15 +257,64 @@ def child():  # as one of vLLM's workers
 teacher = {"type": "vllm", "model": "demo", "gpus": 4, "engine_kwargs": {"pipeline_parallel_size": 2}}
 recipe = {"type": "context", "context": {"text": "."}}
 config = parse_config({"recipe": recipe, "data": {"source": "."}, "teacher": teacher})
-options = of_one_actor(worker_resources(config))
-print(json.dumps(ray.get(look.options(**options).remote())))
+with connected():
+    options = of_one_actor(worker_resources(config))
+    print(json.dumps(ray.get(look.options(**options).remote())))
 """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    bundles, workers_share_it = json.loads(done.stdout.splitlines()[-1])
+    bundles, workers_share_it = last_line(script)
     assert bundles == [{"GPU": 1.0, "CPU": 1.0}] * 4
     assert workers_share_it
+
+
+def test_a_stage_gives_back_the_gpus_of_its_engines_while_the_run_goes_on(tmp_path: Path) -> None:
+    """Ray with pretend GPUs, and a fake engine where vLLM's would be: engines of Ray Data, and one by itself."""
+    write_rows(tmp_path / "queries.jsonl", range(20))
+    script = """
+import json, ray
+from ray.util import placement_group_table
+
+def without_vllm():
+    from distill_ray import engines
+    from distill_ray.config.engine import FakeEngineConfig
+    from distill_ray.engines import fake
+    fake.Pretender = lambda config: fake.FakeEngine(FakeEngineConfig(sampling=config.sampling))
+    engines.ENGINE_CLASSES["vllm"] = ("distill_ray.engines.fake", "Pretender")
+
+from distill_ray.config import parse_config
+from distill_ray.pipeline.asking import ask_all
+from distill_ray.pipeline.cluster import connected
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.generate import generate
+without_vllm()
+environment = {"worker_process_setup_hook": without_vllm}
+ray.init(address="local", num_cpus=4, num_gpus=4, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+
+def states():
+    return [group["state"] for group in placement_group_table().values()]
+
+config = parse_config({
+    "recipe": {"type": "context", "context": {"text": "."}},
+    "data": {"source": "queries.jsonl", "id": "id"},
+    "teacher": {"type": "vllm", "model": "demo", "gpus": 4, "max_concurrency": 8},
+})
+folder = RunFolder("run")
+with connected():
+    found = [generate(config, folder).rows_with_examples, states()]
+    found += [ask_all(config.teacher, folder, "asked", [[{"role": "user", "content": "hello"}]], "judge"), states()]
+print(json.dumps(found))
+"""
+    after_one, after_both = ["REMOVED"], ["REMOVED"] * 2
+    assert last_line(script, cwd=tmp_path) == [20, after_one, ["hello"], after_both]
+
+
+def last_line(script: str, cwd: Path | None = None) -> Any:
+    """The JSON that a script with a Ray of its own prints last."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False, cwd=cwd
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_check_says_what_it_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,7 @@ def test_members_hold_their_own_gpus_and_give_them_back() -> None:
     script = """
 import json, tempfile, time, ray
 from distill_ray.config import parse_config
+from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.teacher import engine_counts, member_actors, total_retries
 ray.init(address="local", num_cpus=8, num_gpus=5, include_dashboard=False, log_to_driver=False)
@@ -194,7 +195,7 @@ def free(wanted):
     return found
 
 counts = engine_counts(config, 99, [])
-with member_actors(config, RunFolder(tempfile.mkdtemp()), counts) as pools:
+with connected(), member_actors(config, RunFolder(tempfile.mkdtemp()), counts) as pools:
     print(json.dumps([counts, [len(pool) for pool in pools], total_retries(pools), free(0)]))
 print(json.dumps(free(5)))
 """

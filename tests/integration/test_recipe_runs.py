@@ -6,9 +6,11 @@ transformers, so that a run takes seconds.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +27,10 @@ from distill_ray.errors import ConfigError
 from distill_ray.pipeline.check import check, check_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
+from distill_ray.pipeline.helpers import batched_scorer, start_helpers
 from distill_ray.pipeline.ledger import Ledger
 from distill_ray.pipeline.report import write_report
+from distill_ray.records import Answered
 from tests.unit.scripted_server import Reply, ScriptedServer
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -197,6 +201,43 @@ def test_acceptance_follows_the_judge(
     rejected = [json.loads(r["row"]) for r in records(folder, "rejects")]
     assert {row["id"] for row in rejected} == {"r1", "r3", "r5", "r7"}
     assert {(row["reward_before"], row["reward_after"]) for row in rejected} == {bad}
+
+
+def kill(folder: RunFolder, role: str) -> None:
+    """Kill the process of this role, which its log names."""
+    [log] = [name for name in folder.list("logs") if name.startswith(f"{role}-")]
+    os.kill(int(log.removeprefix(f"{role}-").removesuffix(".log")), signal.SIGKILL)
+
+
+def test_a_judge_whose_process_dies_is_started_again_and_asked_again(tmp_path: Path) -> None:
+    folder, once = RunFolder(tmp_path / "run"), iter([True])
+
+    def judge_and_kill(body: dict[str, Any]) -> Reply:
+        if len(server.chats) >= 5 and next(once, False):
+            kill(folder, "judge")
+        return judgement(body)
+
+    with ScriptedServer(chat=judge_and_kill, latency_s=0.05) as server:
+        engine = {"type": "openai", "model": "m", "base_url": server.base_url, "api_key_env": None, "cpus": 0.5}
+        result = generate(judged(tmp_path, engine, "rating"), folder)
+    assert result.rejects == {"not_accepted": 4}
+    assert len([name for name in folder.list("logs") if name.startswith("judge-")]) == 2
+
+
+def test_a_reward_model_whose_process_dies_is_started_again_and_asked_again(tmp_path: Path) -> None:
+    reward = {"type": "classifier", "model": "demo-sentiment", "labels": {"negative": 0, "positive": 1}, "cpus": 0.5}
+    raw = judged(tmp_path, {"type": "fake"}, "rating").model_dump(exclude_none=True)
+    config, folder = parse_config({**raw, "recipe": {**raw["recipe"], "reward": reward}}), RunFolder(tmp_path / "run")
+    scorer = batched_scorer(config.recipe.reward, start_helpers(config, folder))  # type: ignore[union-attr]
+    answer = Answered(({"role": "user", "content": "Review it."},), "A wonderful film.")
+
+    async def score_around_a_kill() -> list[float]:
+        before = await scorer.score(answer)
+        kill(folder, "reward")
+        return [before, await scorer.score(answer)]
+
+    before, after = asyncio.run(score_around_a_kill())
+    assert before == after
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.config import parse_config
+from distill_ray.config import VllmEngineConfig, parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline import capacity
-from distill_ray.pipeline.capacity import Need, engine_options, require, require_first, room, teacher_needs
+from distill_ray.pipeline.capacity import (
+    Need,
+    engine_options,
+    of_one_actor,
+    placement_groups_removed,
+    require,
+    require_first,
+    room,
+    teacher_needs,
+)
 
+AUTOSCALER = capacity._autoscaler  # as it is: most tests say themselves what it finds
 HERE = {"ray.io/node-id": "f00"}
 
 
@@ -65,6 +76,20 @@ def test_a_machine_with_too_little_is_told_what_and_what_to_lower(nodes: list[di
     )
 
 
+def test_a_machine_with_too_few_cpus_beside_its_gpus_is_told_so(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(4, 4))
+    require(need(1, 1.0, 4.0, spread=True))
+    with pytest.raises(ConfigError) as caught:
+        require(need(1, 2.0, 4.0, spread=True))
+    assert str(caught.value) == (
+        "teacher.replicas: 1 with teacher.cpus 2 need 5 CPUs (1 CPU for each further GPU) and this machine has 4; "
+        "lower teacher.replicas or teacher.cpus"
+    )
+    nodes[:] = [node(2, 4)]
+    with pytest.raises(ConfigError, match=r"1 with serve\.teacher\.gpus 4 need 4 CPUs \(1 CPU for each further GPU\)"):
+        require(Need("serve.teacher.replicas", 1, {"GPU": ("serve.teacher.gpus", 4.0)}, spread=True))
+
+
 def test_what_fits_alone_and_not_together_is_said_so(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(4))
     reward = Need("recipe.reward.replicas", 2, {"CPU": ("recipe.reward.cpus", 1.5)})
@@ -93,6 +118,8 @@ def test_a_node_has_room_or_not_whatever_the_sum_is(fixed_cluster: list[dict[str
     )
     with pytest.raises(ClusterError, match="on a node with stage=student"):
         require(need(1, labels={"stage": "student"}))
+    with pytest.raises(ClusterError, match=r"3 GPUs \(teacher.gpus\), and 1 CPU for each further GPU, each\. The clu"):
+        require(need(1, 1.0, 3.0, spread=True))
 
 
 def test_the_first_way_with_room_is_taken_and_the_last_is_the_one_that_an_error_is_about(
@@ -138,6 +165,53 @@ def test_a_cluster_that_grows_is_asked_for_the_most_first(
     assert asked == [8, 4, 2]
 
 
+def test_a_cluster_that_grows_is_asked_for_all_that_a_stage_needs_at_once(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Gang:
+        def __init__(self, bundles: Any, labels: Any) -> None:
+            asked.append((bundles, labels))
+
+        def wait(self, seconds: float) -> bool:
+            return True
+
+    monkeypatch.setattr(capacity, "_group", Gang)
+    fixed_cluster.append(node(1))
+    here, there = need(1), need(2, 1.0, 1.0, key="recipe.reward.replicas", labels={"stage": "reward"})
+    require(here, there)
+    [(bundles, labels)] = asked
+    assert bundles == [{"CPU": 1.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 2]
+    assert labels == [{}, *[{"stage": "reward"}] * 2]
+
+
+def test_a_cluster_is_told_what_it_has_no_node_for_or_all_that_has_none_together(
+    fixed_cluster: list[dict[str, Any]],
+) -> None:
+    fixed_cluster.append(node(4))
+    teacher, reward = need(1, 3.0), need(1, 2.0, key="recipe.reward.replicas")
+    with pytest.raises(
+        ClusterError, match=r"^teacher\.replicas: 1 need 3 .* each; recipe\.reward\.replicas: 1 need 2 "
+    ):
+        require(teacher, reward)
+    with pytest.raises(ClusterError, match=r"^recipe\.reward\.replicas: 1 need 2 CPUs .* and 1 GPUs"):
+        require(teacher, need(1, 2.0, 1.0, key="recipe.reward.replicas"))
+
+
+def test_a_young_cluster_is_not_taken_for_one_without_an_autoscaler(
+    fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = iter([None, None, capacity._Autoscaler(can_grow=True, starts_nodes=False)])
+    monkeypatch.setattr(capacity, "_autoscaler", AUTOSCALER)
+    monkeypatch.setattr(capacity, "_reported", lambda: next(reports))
+    monkeypatch.setattr(capacity, "LOOK_S", 0.0)
+    assert room(need(1), 10) == 10
+    monkeypatch.setattr(capacity, "_reported", lambda: None)
+    monkeypatch.setattr(capacity, "REPORT_S", 0.0)
+    assert room(need(1), 10) == 0
+
+
 def test_room_counts_what_is_there_beside_others(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(8))
     assert room(need(1, 2.0), 10) == 4
@@ -181,3 +255,18 @@ def test_an_engine_asks_for_its_labels_on_its_node_and_on_all_of_several() -> No
     four = parse_config({**raw, "teacher": {"type": "vllm", "gpus": 4, "cpus": 2, "replicas": 2}})
     bundles = teacher_needs(four)[0].bundles
     assert bundles == ([{"GPU": 1.0, "CPU": 2.0}] + [{"GPU": 1.0, "CPU": 1.0}] * 3) * 2
+
+
+def test_a_placement_group_ends_with_the_block_whose_engine_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[int] = []
+    made = iter(range(9))
+    monkeypatch.setattr(capacity, "_group", lambda bundles, labels: next(made))
+    monkeypatch.setattr(capacity.ray.util, "remove_placement_group", removed.append)
+    engine = VllmEngineConfig(gpus=2)
+    with placement_groups_removed():
+        options = engine_options(engine, 2)
+        with placement_groups_removed(), ThreadPoolExecutor(1) as ray_data:
+            of_one_actor(engine_options(engine, 2))
+            ray_data.submit(of_one_actor, options).result()  # of the outer block, wherever it is called
+        assert removed == [0]
+    assert removed == [0, 1]

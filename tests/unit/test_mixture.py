@@ -195,10 +195,12 @@ class Actor:
     Args:
         deaths: so many calls find that the process has died.
         starts: whether it ever comes up.
+        failures: so many starts fail.
+        slow: other replicas' starts have come to an end before its own does.
     """
 
-    def __init__(self, deaths: int = 0, starts: bool = True) -> None:
-        self.deaths, self.starts = deaths, starts
+    def __init__(self, deaths: int = 0, starts: bool = True, failures: int = 0, slow: bool = False) -> None:
+        self.deaths, self.starts, self.failures, self.slow = deaths, starts, failures, slow
         self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -214,6 +216,11 @@ class Actor:
                 actor.asked.append(name)
                 if name == "start" and not actor.starts:
                     await asyncio.Event().wait()
+                if name == "start" and actor.slow:
+                    await asyncio.sleep(0.01)
+                if name == "start" and actor.failures:
+                    actor.failures -= 1
+                    raise EngineUnavailable("no memory left")
                 if name != "start" and actor.deaths:
                     actor.deaths -= 1
                     raise ray.exceptions.ActorDiedError()
@@ -262,6 +269,38 @@ def test_another_replica_answers_for_one_that_dies_or_never_comes_up() -> None:
 def test_a_member_that_cannot_start_ends_the_run() -> None:
     with pytest.raises(EngineUnavailable, match="the member-0's process died"):
         ask(NeverStarts())
+
+
+def test_a_replica_that_cannot_start_ends_nothing_while_another_one_loads_and_is_tried_again() -> None:
+    assert ask(NeverStarts(), Actor(slow=True)) == ("answer", 0)
+    # When the one that is up dies, the other one's failure is long past.
+    assert ask(Actor(deaths=1, slow=True), Actor(failures=1)) == ("answer", 1)
+    [config] = config_of(fake("a")).teachers.values()
+    actors = [Actor(failures=1), Actor(failures=1, slow=True)]
+
+    async def start_three_times() -> list[Any]:
+        pool = Pool(config, actors, "member-0")
+        together = await asyncio.gather(pool.start(), pool.start(), return_exceptions=True)
+        return [*(str(error) for error in together), await pool.start()]
+
+    assert asyncio.run(start_three_times()) == ["no memory left", "no memory left", None]
+    assert [actor.asked for actor in actors] == [["start"] * 2] * 2
+
+
+def test_a_replica_that_could_not_start_is_tried_again_while_others_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_ray.pipeline.members.AGAIN_S", 0.0)
+    [config] = config_of(fake("a")).teachers.values()
+    failing = Actor(failures=1)
+
+    async def start_until_both_are_up() -> None:
+        pool = Pool(config, [Actor(), failing], "member-0")
+        await pool.start()
+        while pool.nearest(1) != 1:
+            await pool.start()
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(start_until_both_are_up(), 60))
+    assert failing.asked == ["start"] * 2
 
 
 def test_a_member_in_an_actor_has_the_keys_of_its_engine() -> None:
