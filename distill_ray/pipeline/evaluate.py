@@ -28,7 +28,7 @@ from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
 from distill_ray.models import is_encoder_decoder, prompts_of
-from distill_ray.pipeline.capacity import default_gpus, engine_options, on_nodes
+from distill_ray.pipeline.capacity import Need, engine_options, on_nodes, require, student_gpus
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
@@ -60,13 +60,11 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     require_current_student(config, folder)
     rows, unanswered = _held_out_rows(config, folder, limit)
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
-        for name, engine in (
-            ("student_before", student_engine(config, None)),
-            ("student_after", student_engine(config, folder)),
-        ):
-            _answer(engine, folder, rows, name, progress)
+        gpus = required_gpus(config)
+        for name, source in (("student_before", None), ("student_after", folder)):
+            _answer(student_engine(config, source), gpus, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
-            _score(config, folder, source, rows, name)
+            _score(config, folder, source, rows, name, gpus)
         _reward(config, folder, rows)
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
@@ -202,7 +200,8 @@ def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[li
     """The trained student's answers to conversations as it sees them. "" where one is too long for it."""
     rows: list[dict[str, Any]] = [{"messages": messages} for messages in conversations]
     with connected(), Progress("ask the student", total=len(rows), unit="answers") as progress:
-        _answer(student_engine(config, folder), folder, rows, "student_after", progress)
+        engine = student_engine(config, folder)
+        _answer(engine, required_gpus(config), folder, rows, "student_after", progress)
     return [row["student_after"] for row in rows]
 
 
@@ -213,14 +212,30 @@ def answered_with(config: RunConfig, folder: RunFolder) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
+def required_gpus(config: RunConfig) -> int:
+    """GPUs of what answers for the student, or scores under it.
+
+    Raises:
+        ConfigError, ClusterError: no node that may hold it has them, and none will be added.
+    """
+    gpus = student_gpus(config)
+    each = {"CPU": ("evaluate.engine", 1.0), "GPU": ("train.gpus_per_worker", float(gpus))}
+    require(Need("evaluate.engine", 1, each, config.train.node_labels))
+    return gpus
+
+
+def greedy(config: RunConfig) -> SamplingConfig:
+    """How a student answers."""
+    return SamplingConfig(temperature=0.0, max_tokens=config.evaluate.max_tokens or config.teacher.sampling.max_tokens)
+
+
 def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
-    """The engine that answers for the student: as it was (None), or as the run folder holds it. Greedy."""
-    max_tokens = config.evaluate.max_tokens or config.teacher.sampling.max_tokens
+    """The engine that answers for the student: as it was (None), or as the run folder holds it. Without GPUs."""
     common: dict[str, Any] = {
         **_weights(config, student),
         "adapter": _adapter(config, student),
         "gpus": 0,
-        "sampling": SamplingConfig(temperature=0.0, max_tokens=max_tokens),
+        "sampling": greedy(config),
         "chat_template": config.student.chat_template,
         "chat_template_kwargs": config.student.chat_template_kwargs,
         "trust_remote_code": config.student.trust_remote_code,
@@ -233,13 +248,13 @@ def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineCo
 
 def _answer(
     engine: VllmEngineConfig | HfEngineConfig,
+    gpus: int,
     folder: RunFolder,
     rows: list[dict[str, Any]],
     name: str,
     progress: Progress,
 ) -> None:
     """Set `row[name]` to the engine's answer, for all rows."""
-    gpus = default_gpus(engine.model)
     engine = engine.model_copy(update={"gpus": gpus})
     before = progress.done
     items = [{"number": n, "messages": row["messages"]} for n, row in enumerate(rows)]
@@ -294,7 +309,7 @@ class AnswerWorker:
 
 
 def _score(
-    config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str
+    config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str, gpus: int
 ) -> None:
     """Set `row[name]` to the mean nats per token of the teacher's answer under the student, for all rows."""
     if "loss" not in config.evaluate.metrics:
@@ -305,7 +320,7 @@ def _score(
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows]
     nodes = on_nodes(config.train.node_labels)
-    task = ray.remote(_losses).options(num_cpus=1, num_gpus=default_gpus(weights.model), **nodes)
+    task = ray.remote(_losses).options(num_cpus=1, num_gpus=gpus, **nodes)
     try:
         losses = ray.get(
             task.remote(
