@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import multiprocessing
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -36,6 +39,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder: RunFolder, mo
         folder.write_bytes(b"new", "x", "file")
     assert folder.read_bytes("x", "file") == b"old"
     assert os.listdir(folder.path("x")) == ["file"]
+
+
+def test_lines_that_a_full_disk_takes_in_part_are_not_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.append_metrics({"step": 1})
+    before = folder.read_bytes("metrics.jsonl")
+
+    class NearlyFull(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(data[:10])
+
+    monkeypatch.setattr(builtins, "open", lambda path, mode, buffering: NearlyFull(path, mode))
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: cannot write \(only 10 of .*the disk's space"):
+        folder.append_metrics({"step": 2})
+    monkeypatch.undo()
+    assert folder.read_bytes("metrics.jsonl") == before
+    folder.append_metrics({"step": 2})
+    assert folder.read_bytes("metrics.jsonl").count(b"\n") == 2
 
 
 def test_the_manifest_is_merged_section_by_section(folder: RunFolder) -> None:
