@@ -13,37 +13,34 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.exceptions
 
-from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, StepByStepRecipeConfig, VllmEngineConfig
+from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
-from distill_ray.models import is_encoder_decoder, prompts_of
+from distill_ray.models import is_encoder_decoder
 from distill_ray.pipeline.capacity import Need, engine_options, on_nodes, require, student_gpus
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
+from distill_ray.pipeline.held_out import held_out_rows
 from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
-from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
-from distill_ray.recipes import make_recipe
-from distill_ray.recipes.answers import is_blank
-from distill_ray.records import Answered, Message, Row, row_from_record
+from distill_ray.records import Answered, Message
 
 BATCH_ROWS = 128
-EXAMPLE_COLUMNS = ["row_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer", "draft"]
 
 
 def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
@@ -58,7 +55,8 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     require_evaluation_engine(config)
     require_these_examples(config, folder)
     require_current_student(config, folder)
-    rows, unanswered = _held_out_rows(config, folder, limit)
+    most = config.evaluate.max_rows or sys.maxsize
+    rows, unanswered = held_out_rows(config, folder, min(limit or most, most))
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
         gpus = required_gpus(config)
         for name, source in (("student_before", None), ("student_after", folder)):
@@ -93,88 +91,6 @@ def require_these_examples(config: RunConfig, folder: RunFolder) -> None:
             "`distill-ray generate` with this config first (what did not change is not paid again), or take back the "
             "change"
         )
-
-
-def _held_out_rows(
-    config: RunConfig, folder: RunFolder, limit: int | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer.
-
-    Beside them those whose answer was rejected (unparsable, cut off, ...): they are only counted.
-    """
-    recipe = make_recipe(config.recipe)
-    chat = prompts_of(config.student, key="student.model")
-    examples: dict[str, dict[str, Any]] = {}
-    rationale_tokens: dict[str, int] = {}
-    for table in folder.read_tables("examples", columns=EXAMPLE_COLUMNS):
-        for record in table.filter(pc.field("split") == "test").to_pylist():
-            if record["task"] == "rationale":  # not asked for in service
-                rationale_tokens[record["row_id"]] = len(chat.text_ids(record["completion"]))
-                continue
-            best = examples.get(record["row_id"])
-            if best is None or record["sample_index"] < best["sample_index"]:
-                examples[record["row_id"]] = record
-    rows, unanswered = [], []
-    for table in folder.read_tables("rows"):
-        for record in table.filter((pc.field("split") == "test") & pc.field("reject_reason").is_null()).to_pylist():
-            example = examples.get(record["row_id"])
-            if example is None:
-                unanswered.append({"row_id": record["row_id"], "teacher_answer": None})
-                continue
-            row = row_from_record(record)
-            prompt_ids = chat.prompt_ids(example["messages"])
-            rows.append(
-                {
-                    "row_id": row.row_id,
-                    "query": row.query,
-                    # From the row itself: `evaluate.reference` may be set after generating.
-                    "reference": reference_of(row.columns, config.evaluate.reference) or _gold(config, example),
-                    "teacher_answer": teachers_answer(config, example, row),
-                    "is_datas_own": has_only_a_label(config, row),
-                    "draft": example["draft"],
-                    "messages": example["messages"],
-                    "prompt_ids": prompt_ids,
-                    "completion_ids": chat.completion_ids(example["completion"]),
-                    "prompt_tokens_before": len(chat.prompt_ids(recipe.teacher_messages(row))),
-                    "prompt_tokens_after": len(prompt_ids),
-                    "rationale_tokens": rationale_tokens.get(row.row_id),
-                }
-            )
-    if not rows:
-        raise DistillError(
-            f"{folder.root}: no test row has a teacher answer; raise data.holdout or give data.test, "
-            "and run generate again"
-        )
-    rows.sort(key=lambda row: row["row_id"])
-    most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
-    return rows[:most], unanswered
-
-
-def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
-    """The label to learn, where no teacher was asked: what is right is known then, whatever the config names."""
-    return example["completion"] if config.recipe.learns_gold_only else None
-
-
-def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> str:
-    """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label.
-
-    Where it said nothing at all the data's own label stands in for it (`has_only_a_label`).
-    """
-    if isinstance(config.recipe, StepByStepRecipeConfig):
-        if has_only_a_label(config, row):
-            return example["completion"].removeprefix(config.recipe.marker).strip()
-        return example["teacher_answer"] or ""
-    return example["completion"] if example["teacher_answer"] is None else example["teacher_answer"]
-
-
-def has_only_a_label(config: RunConfig, row: Row) -> bool:
-    """Whether nobody answered a held-out row: nobody was asked, or rationales come from a column and it has none."""
-    recipe = config.recipe
-    if recipe.learns_gold_only:
-        return True
-    if not isinstance(recipe, StepByStepRecipeConfig) or recipe.rationale_column is None:
-        return False
-    return is_blank(row.columns.get(recipe.rationale_column))
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
