@@ -72,6 +72,20 @@ def test_a_damaged_table_is_named(folder: RunFolder) -> None:
         folder.read_table("rows", "00000.parquet")
 
 
+@pytest.mark.parametrize("root", ["disk", "memory://rows-of-a-run"])
+def test_rows_are_counted_without_reading_them(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / root if root == "disk" else root)
+    assert folder.num_rows("examples") == 0
+    for number in range(20):
+        folder.write_table(pa.table({"a": list(range(number))}), "examples", f"{number:05}.parquet")
+    folder.write_bytes(b"not a table", "examples", "notes.txt")
+    monkeypatch.setattr(folder, "read_bytes", None)
+    assert folder.num_rows("examples") == sum(range(20))
+    folder.write_bytes(b"PAR1 and nothing more", "examples", "00007.parquet")
+    with pytest.raises(RunFolderError, match=r"examples/00007\.parquet: damaged"):
+        folder.num_rows("examples")
+
+
 def test_a_folder_survives_pickling(folder: RunFolder) -> None:
     folder.write_bytes(b"1", "a")
     assert pickle.loads(pickle.dumps(folder)).read_bytes("a") == b"1"

@@ -138,7 +138,7 @@ def _require_all_examples(folder: RunFolder) -> None:
     if not folder.list("examples", suffix=".parquet"):
         raise TrainingError("nothing to train on: examples/ is empty; run `distill-ray generate` first")
     expected = folder.manifest().get("num_examples")
-    there = sum(len(table) for table in folder.read_tables("examples", columns=["row_id"]))
+    there = folder.num_rows("examples")
     if expected is not None and there != expected:
         raise TrainingError(
             f"{folder.path('examples')}: {there} examples where {expected} were generated; run `distill-ray generate` "
