@@ -17,6 +17,8 @@ from pathlib import Path
 
 from distill_ray.object_store import reach
 
+AT_ONCE = 4  # files: s3fs holds up to ten parts of 50 MB of each, and fsspec by itself fetches more than a hundred
+
 
 def cache_root() -> Path:
     """Where all of it is."""
@@ -75,7 +77,8 @@ def fetched(
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if names:
-            fs.get([f"{base}/{name}" for name in names], [str(folder / name) for name in names])
+            files = [f"{base}/{name}" for name in names], [str(folder / name) for name in names]
+            fs.get(*files, batch_size=AT_ONCE)
         check(folder)
 
     return filled_once(_place(url, mark), fetch)

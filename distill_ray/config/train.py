@@ -152,7 +152,8 @@ class TrainConfig(Config):
     may be divides max: each of 2 of 4 makes twice as many forward passes per step, and the result is the same."""
 
     gpus_per_worker: Literal[0, 1] | None = None
-    """Default: 1 where the cluster has a GPU and the student is not `demo`, else 0."""
+    """Default: 1 where the nodes with `node_labels` have a GPU, or the cluster adds such a node, and the student is not
+    `demo`, else 0. What evaluates the student has as many."""
 
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that Ray reserves per worker."""

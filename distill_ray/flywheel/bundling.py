@@ -30,7 +30,7 @@ def bundle(work: Work) -> dict[str, Any]:
     passed = set(json.loads(work.cycle.run.read_bytes("train", "passed.json")))
     basis = Basis(
         student=work.cycle.run.local("student") if student is not None else None,
-        spec=candidate_spec(work.config, trained, form, work.cycle.run),
+        spec=candidate_spec(work.config, trained, form),
         context=context,
         trained=[each for each in learnt(work) if each.example_id in passed],
         measured=candidate.measured,

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_ray.config import OpenAIEngineConfig, RunConfig, SamplingConfig, StudentConfig
+from distill_ray.config import OpenAIEngineConfig, RunConfig, StudentConfig
 from distill_ray.config.engine import BaseEngineConfig
 from distill_ray.errors import ConfigError
-from distill_ray.pipeline.capacity import default_gpus
-from distill_ray.pipeline.evaluate import student_engine
+from distill_ray.pipeline.evaluate import greedy, required_gpus, student_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.calibration.calibrate import student_spec
 from distill_ray.serving.routing.bundle import read_manifest
@@ -89,7 +88,7 @@ def engine_of(config: RunConfig, student: StudentConfig, trained: RunFolder | No
         trained: run folder with its new weights; None: as it is.
     """
     engine = student_engine(config.model_copy(update={"student": student}), trained)
-    return engine.model_copy(update={"gpus": default_gpus(engine.model)})
+    return engine.model_copy(update={"gpus": required_gpus(config)})
 
 
 def engine_of_bundle(config: RunConfig, bundle: Path, place: str | None = None) -> BaseEngineConfig:
@@ -116,9 +115,9 @@ def candidate_engine(config: RunConfig, trained: Mapping[str, Any], run: RunFold
     return engine_of(config, StudentConfig.model_validate(trained["student"]), run)
 
 
-def candidate_spec(config: RunConfig, trained: Mapping[str, Any], form: PromptForm, run: RunFolder) -> StudentSpec:
+def candidate_spec(config: RunConfig, trained: Mapping[str, Any], form: PromptForm) -> StudentSpec:
     """What its bundle says of it. See `candidate_engine`."""
-    sampling = candidate_engine(config, trained, run).sampling
+    sampling = greedy(config)
     if "remote" in trained:
         return StudentSpec(kind="remote", **trained["remote"], form=form, sampling=sampling)
     return student_spec(StudentConfig.model_validate(trained["student"]), form, sampling)
@@ -126,11 +125,10 @@ def candidate_spec(config: RunConfig, trained: Mapping[str, Any], form: PromptFo
 
 def remote_engine(config: RunConfig, model: str, base_url: str, api_key_env: str | None) -> BaseEngineConfig:
     """What answers for a student that a vendor runs."""
-    max_tokens = config.evaluate.max_tokens or config.teacher.sampling.max_tokens
     return OpenAIEngineConfig(
         type="openai",
         model=model,
         base_url=base_url,
         api_key_env=api_key_env,
-        sampling=SamplingConfig(temperature=0.0, max_tokens=max_tokens),
+        sampling=greedy(config),
     )

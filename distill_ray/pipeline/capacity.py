@@ -349,6 +349,19 @@ def _group(bundles: list[dict[str, float]], labels: Sequence[Mapping[str, str]])
     return ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
 
 
-def default_gpus(model: str) -> int:
-    """GPUs for a student where no key says how many: one if the cluster has any, none for the built-in model."""
-    return int(model != DEMO_MODEL and ray.cluster_resources().get("GPU", 0) >= 1)
+def student_gpus(config: RunConfig) -> int:
+    """GPUs of a process that trains or runs the student.
+
+    As the config says; else none for the built-in model, and one where its nodes have any or will: a cluster at rest
+    is asked for one.
+    """
+    if config.train.gpus_per_worker is not None:
+        return config.train.gpus_per_worker
+    if config.student.model == DEMO_MODEL:
+        return 0
+    key = "train.gpus_per_worker"
+    try:
+        require(Need(key, 1, {"GPU": (key, 1.0)}, config.train.node_labels))
+    except (ConfigError, ClusterError):
+        return 0
+    return 1

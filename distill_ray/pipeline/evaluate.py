@@ -13,37 +13,34 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.exceptions
 
-from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, StepByStepRecipeConfig, VllmEngineConfig
+from distill_ray.config import HfEngineConfig, RunConfig, SamplingConfig, VllmEngineConfig
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.engines import make_engine
 from distill_ray.errors import ConfigError, DistillError, RequestRejected
-from distill_ray.models import is_encoder_decoder, prompts_of
-from distill_ray.pipeline.capacity import default_gpus, engine_options, on_nodes
+from distill_ray.models import is_encoder_decoder
+from distill_ray.pipeline.capacity import Need, engine_options, on_nodes, require, student_gpus
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by, redirect_output
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
+from distill_ray.pipeline.held_out import held_out_rows
 from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
-from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
-from distill_ray.recipes import make_recipe
-from distill_ray.recipes.answers import is_blank
-from distill_ray.records import Answered, Message, Row, row_from_record
+from distill_ray.records import Answered, Message
 
 BATCH_ROWS = 128
-EXAMPLE_COLUMNS = ["row_id", "split", "task", "messages", "completion", "sample_index", "teacher_answer", "draft"]
 
 
 def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
@@ -58,15 +55,14 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     require_evaluation_engine(config)
     require_these_examples(config, folder)
     require_current_student(config, folder)
-    rows, unanswered = _held_out_rows(config, folder, limit)
+    most = config.evaluate.max_rows or sys.maxsize
+    rows, unanswered = held_out_rows(config, folder, min(limit or most, most))
     with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
-        for name, engine in (
-            ("student_before", student_engine(config, None)),
-            ("student_after", student_engine(config, folder)),
-        ):
-            _answer(engine, folder, rows, name, progress)
+        gpus = required_gpus(config)
+        for name, source in (("student_before", None), ("student_after", folder)):
+            _answer(student_engine(config, source), gpus, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
-            _score(config, folder, source, rows, name)
+            _score(config, folder, source, rows, name, gpus)
         _reward(config, folder, rows)
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
@@ -97,88 +93,6 @@ def require_these_examples(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
-def _held_out_rows(
-    config: RunConfig, folder: RunFolder, limit: int | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One record per test row that the teacher answered, with the prompts' lengths for the student's tokenizer.
-
-    Beside them those whose answer was rejected (unparsable, cut off, ...): they are only counted.
-    """
-    recipe = make_recipe(config.recipe)
-    chat = prompts_of(config.student, key="student.model")
-    examples: dict[str, dict[str, Any]] = {}
-    rationale_tokens: dict[str, int] = {}
-    for table in folder.read_tables("examples", columns=EXAMPLE_COLUMNS):
-        for record in table.filter(pc.field("split") == "test").to_pylist():
-            if record["task"] == "rationale":  # not asked for in service
-                rationale_tokens[record["row_id"]] = len(chat.text_ids(record["completion"]))
-                continue
-            best = examples.get(record["row_id"])
-            if best is None or record["sample_index"] < best["sample_index"]:
-                examples[record["row_id"]] = record
-    rows, unanswered = [], []
-    for table in folder.read_tables("rows"):
-        for record in table.filter((pc.field("split") == "test") & pc.field("reject_reason").is_null()).to_pylist():
-            example = examples.get(record["row_id"])
-            if example is None:
-                unanswered.append({"row_id": record["row_id"], "teacher_answer": None})
-                continue
-            row = row_from_record(record)
-            prompt_ids = chat.prompt_ids(example["messages"])
-            rows.append(
-                {
-                    "row_id": row.row_id,
-                    "query": row.query,
-                    # From the row itself: `evaluate.reference` may be set after generating.
-                    "reference": reference_of(row.columns, config.evaluate.reference) or _gold(config, example),
-                    "teacher_answer": teachers_answer(config, example, row),
-                    "is_datas_own": has_only_a_label(config, row),
-                    "draft": example["draft"],
-                    "messages": example["messages"],
-                    "prompt_ids": prompt_ids,
-                    "completion_ids": chat.completion_ids(example["completion"]),
-                    "prompt_tokens_before": len(chat.prompt_ids(recipe.teacher_messages(row))),
-                    "prompt_tokens_after": len(prompt_ids),
-                    "rationale_tokens": rationale_tokens.get(row.row_id),
-                }
-            )
-    if not rows:
-        raise DistillError(
-            f"{folder.root}: no test row has a teacher answer; raise data.holdout or give data.test, "
-            "and run generate again"
-        )
-    rows.sort(key=lambda row: row["row_id"])
-    most = min(limit or len(rows), config.evaluate.max_rows or len(rows))
-    return rows[:most], unanswered
-
-
-def _gold(config: RunConfig, example: Mapping[str, Any]) -> str | None:
-    """The label to learn, where no teacher was asked: what is right is known then, whatever the config names."""
-    return example["completion"] if config.recipe.learns_gold_only else None
-
-
-def teachers_answer(config: RunConfig, example: Mapping[str, Any], row: Row) -> str:
-    """What the teacher itself said: with gold labels the completion is not that. "" where it gave no label.
-
-    Where it said nothing at all the data's own label stands in for it (`has_only_a_label`).
-    """
-    if isinstance(config.recipe, StepByStepRecipeConfig):
-        if has_only_a_label(config, row):
-            return example["completion"].removeprefix(config.recipe.marker).strip()
-        return example["teacher_answer"] or ""
-    return example["completion"] if example["teacher_answer"] is None else example["teacher_answer"]
-
-
-def has_only_a_label(config: RunConfig, row: Row) -> bool:
-    """Whether nobody answered a held-out row: nobody was asked, or rationales come from a column and it has none."""
-    recipe = config.recipe
-    if recipe.learns_gold_only:
-        return True
-    if not isinstance(recipe, StepByStepRecipeConfig) or recipe.rationale_column is None:
-        return False
-    return is_blank(row.columns.get(recipe.rationale_column))
-
-
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +116,8 @@ def ask_student(config: RunConfig, folder: RunFolder, conversations: Sequence[li
     """The trained student's answers to conversations as it sees them. "" where one is too long for it."""
     rows: list[dict[str, Any]] = [{"messages": messages} for messages in conversations]
     with connected(), Progress("ask the student", total=len(rows), unit="answers") as progress:
-        _answer(student_engine(config, folder), folder, rows, "student_after", progress)
+        engine = student_engine(config, folder)
+        _answer(engine, required_gpus(config), folder, rows, "student_after", progress)
     return [row["student_after"] for row in rows]
 
 
@@ -213,14 +128,30 @@ def answered_with(config: RunConfig, folder: RunFolder) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
+def required_gpus(config: RunConfig) -> int:
+    """GPUs of what answers for the student, or scores under it.
+
+    Raises:
+        ConfigError, ClusterError: no node that may hold it has them, and none will be added.
+    """
+    gpus = student_gpus(config)
+    each = {"CPU": ("evaluate.engine", 1.0), "GPU": ("train.gpus_per_worker", float(gpus))}
+    require(Need("evaluate.engine", 1, each, config.train.node_labels))
+    return gpus
+
+
+def greedy(config: RunConfig) -> SamplingConfig:
+    """How a student answers."""
+    return SamplingConfig(temperature=0.0, max_tokens=config.evaluate.max_tokens or config.teacher.sampling.max_tokens)
+
+
 def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineConfig | HfEngineConfig:
-    """The engine that answers for the student: as it was (None), or as the run folder holds it. Greedy."""
-    max_tokens = config.evaluate.max_tokens or config.teacher.sampling.max_tokens
+    """The engine that answers for the student: as it was (None), or as the run folder holds it. Without GPUs."""
     common: dict[str, Any] = {
         **_weights(config, student),
         "adapter": _adapter(config, student),
         "gpus": 0,
-        "sampling": SamplingConfig(temperature=0.0, max_tokens=max_tokens),
+        "sampling": greedy(config),
         "chat_template": config.student.chat_template,
         "chat_template_kwargs": config.student.chat_template_kwargs,
         "trust_remote_code": config.student.trust_remote_code,
@@ -233,13 +164,13 @@ def student_engine(config: RunConfig, student: RunFolder | None) -> VllmEngineCo
 
 def _answer(
     engine: VllmEngineConfig | HfEngineConfig,
+    gpus: int,
     folder: RunFolder,
     rows: list[dict[str, Any]],
     name: str,
     progress: Progress,
 ) -> None:
     """Set `row[name]` to the engine's answer, for all rows."""
-    gpus = default_gpus(engine.model)
     engine = engine.model_copy(update={"gpus": gpus})
     before = progress.done
     items = [{"number": n, "messages": row["messages"]} for n, row in enumerate(rows)]
@@ -294,7 +225,7 @@ class AnswerWorker:
 
 
 def _score(
-    config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str
+    config: RunConfig, folder: RunFolder, student: RunFolder | None, rows: list[dict[str, Any]], name: str, gpus: int
 ) -> None:
     """Set `row[name]` to the mean nats per token of the teacher's answer under the student, for all rows."""
     if "loss" not in config.evaluate.metrics:
@@ -305,7 +236,7 @@ def _score(
     prompts = [row["prompt_ids"] for row in rows]
     completions = [row["completion_ids"] for row in rows]
     nodes = on_nodes(config.train.node_labels)
-    task = ray.remote(_losses).options(num_cpus=1, num_gpus=default_gpus(weights.model), **nodes)
+    task = ray.remote(_losses).options(num_cpus=1, num_gpus=gpus, **nodes)
     try:
         losses = ray.get(
             task.remote(

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import io
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from distill_ray.errors import DistillError, RunFolderError, first_line
 from distill_ray.object_store import reach
 from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
+
+FOOTERS_AT_ONCE = 16
 
 
 class RunFolder:
@@ -122,10 +126,7 @@ class RunFolder:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise RunFolderError(
-                f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's "
-                "permissions, then run the same command again: finished work is kept"
-            ) from error
+            raise _cannot_write(target, error) from error
 
     def delete(self, *parts: str) -> None:
         """Delete a file or folder; one that is not there is fine."""
@@ -217,6 +218,18 @@ class RunFolder:
         for file in self.list(name, suffix=".parquet"):
             yield self.read_table(name, file, columns=columns)
 
+    def num_rows(self, name: str) -> int:
+        """Rows of all the Parquet files of a folder, by their footers: little is read. Raises as `read_table`."""
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            return sum(pool.map(lambda file: self._num_rows(name, file), self.list(name, suffix=".parquet")))
+
+    def _num_rows(self, *parts: str) -> int:
+        with self._reaching(), self.fs.open(self.path(*parts), "rb") as file:
+            try:
+                return pq.read_metadata(file).num_rows
+            except pa.ArrowInvalid as error:
+                raise self.damaged(error, *parts) from error
+
     # -- manifest and metrics ------------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
@@ -228,13 +241,18 @@ class RunFolder:
         self.write_json(_merge(self.manifest(), changes), "manifest.json")
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
-        """Append lines to `metrics.jsonl` (on a store: rewrites the file, so many at a time and rarely)."""
+        """Append lines to `metrics.jsonl` (on a store: rewrites the file, so many at a time and rarely).
+
+        Raises as `write_bytes`; then none of these lines is there.
+        """
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lines = "".join(to_json({"time": now, **record}) + "\n" for record in records)
         if self.is_local:
-            os.makedirs(self._base, exist_ok=True)
-            with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-                file.write(lines)
+            try:
+                os.makedirs(self._base, exist_ok=True)
+                _append(self.path("metrics.jsonl"), lines.encode())
+            except OSError as error:
+                raise _cannot_write(self.path("metrics.jsonl"), error) from error
             return
         before = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
         self.write_bytes(before + lines.encode(), "metrics.jsonl")
@@ -274,6 +292,22 @@ def in_jobs_copy(folder: str) -> bool:
 def partition_name(index: int) -> str:
     """File stem of a partition: `00000`, so that names sort as numbers."""
     return f"{index:05d}"
+
+
+def _append(path: str, data: bytes) -> None:
+    """All of it or nothing: a full disk takes a part, to which the next line would be joined."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        if (written := file.write(data)) != len(data):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes")
+
+
+def _cannot_write(target: str, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's permissions, "
+        "then run the same command again: finished work is kept"
+    )
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_ray.config import VllmEngineConfig, parse_config
+from distill_ray.config import RunConfig, VllmEngineConfig, parse_config
 from distill_ray.errors import ClusterError, ConfigError
 from distill_ray.pipeline import capacity
 from distill_ray.pipeline.capacity import (
@@ -21,8 +21,10 @@ from distill_ray.pipeline.capacity import (
     require,
     require_first,
     room,
+    student_gpus,
     teacher_needs,
 )
+from distill_ray.pipeline.evaluate import required_gpus
 
 AUTOSCALER = capacity._autoscaler  # as it is: most tests say themselves what it finds
 HERE = {"ray.io/node-id": "f00"}
@@ -270,3 +272,59 @@ def test_a_placement_group_ends_with_the_block_whose_engine_it_was_made_for(monk
             ray_data.submit(of_one_actor, options).result()  # of the outer block, wherever it is called
         assert removed == [0]
     assert removed == [0, 1]
+
+
+def student(model: str = "small", **train: Any) -> RunConfig:
+    raw = {"recipe": {"context": {"text": "."}}, "data": {"source": "x"}, "teacher": {"type": "fake"}}
+    return parse_config({**raw, "student": {"model": model}, "train": train})
+
+
+ITS_NODES = {"node_labels": {"stage": "student"}}
+
+
+def test_a_student_runs_on_a_gpu_where_its_own_nodes_have_one(fixed_cluster: list[dict[str, Any]]) -> None:
+    fixed_cluster += [node(8, stage="student"), node(8, 1, stage="teacher")]
+    assert [student_gpus(student(**labels)) for labels in ({}, ITS_NODES)] == [1, 0]
+    assert student_gpus(student("demo")) == 0
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_student_runs_on_what_the_config_says(gpus: int, fixed_cluster: list[dict[str, Any]]) -> None:
+    fixed_cluster.append(node(8, 1 - gpus))
+    assert [student_gpus(student(model, gpus_per_worker=gpus)) for model in ("small", "demo")] == [gpus, gpus]
+
+
+@pytest.mark.parametrize(("refused", "gpus"), [("", 1), ("gpu", 0)], ids=["has a type of node", "has none"])
+def test_a_cluster_at_rest_is_asked_for_a_students_gpu(
+    refused: str, gpus: int, fixed_cluster: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Group:
+        def __init__(self, *bundles_and_labels: Any) -> None:
+            self.id = self
+            asked.append(bundles_and_labels)
+
+        def wait(self, seconds: float) -> bool:
+            return False
+
+        def hex(self) -> str:
+            return "gpu"
+
+    resting = capacity._Autoscaler(can_grow=True, starts_nodes=not refused, refused=refused)
+    monkeypatch.setattr(capacity, "_autoscaler", lambda: resting)
+    monkeypatch.setattr(capacity, "_group", Group)
+    fixed_cluster.append(node(2))
+    assert student_gpus(student("demo")) == 0
+    assert not asked
+    assert student_gpus(student(**ITS_NODES)) == gpus
+    assert asked == [([{"GPU": 1.0}], {"stage": "student"})]
+
+
+def test_evaluation_asks_for_what_its_nodes_have_and_says_what_they_have_not(
+    fixed_cluster: list[dict[str, Any]],
+) -> None:
+    fixed_cluster += [node(8, stage="student"), node(8, 1, stage="teacher")]
+    assert required_gpus(student(gpus_per_worker=0, **ITS_NODES)) == 0
+    with pytest.raises(ClusterError, match=r"^evaluate\.engine: 1 need .* 1 GPUs \(train\.gpus_per_worker\) on a node"):
+        required_gpus(student(gpus_per_worker=1, **ITS_NODES))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import multiprocessing
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -38,6 +41,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(folder: RunFolder, mo
     assert os.listdir(folder.path("x")) == ["file"]
 
 
+def test_lines_that_a_full_disk_takes_in_part_are_not_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.append_metrics({"step": 1})
+    before = folder.read_bytes("metrics.jsonl")
+
+    class NearlyFull(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(data[:10])
+
+    monkeypatch.setattr(builtins, "open", lambda path, mode, buffering: NearlyFull(path, mode))
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: cannot write \(only 10 of .*the disk's space"):
+        folder.append_metrics({"step": 2})
+    monkeypatch.undo()
+    assert folder.read_bytes("metrics.jsonl") == before
+    folder.append_metrics({"step": 2})
+    assert folder.read_bytes("metrics.jsonl").count(b"\n") == 2
+
+
 def test_the_manifest_is_merged_section_by_section(folder: RunFolder) -> None:
     folder.update_manifest({"seconds": {"generate": 1}, "rows_in": 3})
     folder.update_manifest({"seconds": {"train": 2}})
@@ -50,6 +70,20 @@ def test_a_damaged_table_is_named(folder: RunFolder) -> None:
     folder.write_bytes(data[: len(data) // 2], "rows", "00000.parquet")
     with pytest.raises(RunFolderError, match=r"rows/00000\.parquet: damaged"):
         folder.read_table("rows", "00000.parquet")
+
+
+@pytest.mark.parametrize("root", ["disk", "memory://rows-of-a-run"])
+def test_rows_are_counted_without_reading_them(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / root if root == "disk" else root)
+    assert folder.num_rows("examples") == 0
+    for number in range(20):
+        folder.write_table(pa.table({"a": list(range(number))}), "examples", f"{number:05}.parquet")
+    folder.write_bytes(b"not a table", "examples", "notes.txt")
+    monkeypatch.setattr(folder, "read_bytes", None)
+    assert folder.num_rows("examples") == sum(range(20))
+    folder.write_bytes(b"PAR1 and nothing more", "examples", "00007.parquet")
+    with pytest.raises(RunFolderError, match=r"examples/00007\.parquet: damaged"):
+        folder.num_rows("examples")
 
 
 def test_a_folder_survives_pickling(folder: RunFolder) -> None:

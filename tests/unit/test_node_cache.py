@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
+from distill_ray import node_cache
 from distill_ray.node_cache import cache_root, fetched, filled_once, forget
 
 URL = "memory://models/small"
@@ -46,6 +50,29 @@ def test_only_what_is_wanted_is_fetched() -> None:
     assert contents(fetched(URL, "light", wanted=lambda name: not name.startswith("weights/"))) == {
         "config.json": b"{}"
     }
+
+
+class Crowded(AsyncFileSystem):
+    """A store that counts who fetches at once."""
+
+    at_once = most_at_once = 0
+
+    def find(self, path: str, **options: Any) -> list[str]:
+        return [f"{path}/shard-{number:02}.safetensors" for number in range(30)]
+
+    async def _get_file(self, rpath: str, lpath: str, **options: Any) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.001)
+        Path(lpath).write_text(rpath)
+        self.at_once -= 1
+
+
+def test_few_of_a_models_files_are_on_their_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = Crowded()
+    monkeypatch.setattr(node_cache, "reach", lambda url: (fs, "models/large"))
+    assert len(contents(fetched("crowded://models/large", "1"))) == 30
+    assert 1 < fs.most_at_once <= node_cache.AT_ONCE
 
 
 def test_what_the_check_refuses_is_not_there_and_is_fetched_again() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from distill_ray.config import StepByStepRecipeConfig, parse_config
 from distill_ray.errors import ConfigError
-from distill_ray.pipeline.evaluate import has_only_a_label, teachers_answer
+from distill_ray.pipeline.held_out import has_only_a_label, teachers_answer
 from distill_ray.recipes import Engines, StepByStepRecipe
 from distill_ray.records import Completion, Example, Message, Reject, Row, Split
 

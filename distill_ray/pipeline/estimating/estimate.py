@@ -24,7 +24,7 @@ from distill_ray.pipeline.estimating.stages import (
     total,
     training_stage,
 )
-from distill_ray.pipeline.estimating.training import planned_training, student_gpus
+from distill_ray.pipeline.estimating.training import planned_gpus, planned_training
 from distill_ray.pipeline.estimating.workload import Workload, workload
 from distill_ray.pipeline.evaluate import student_engine
 from distill_ray.pipeline.folder import RunFolder
@@ -205,7 +205,7 @@ def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | No
     if not work.splits.get("test"):
         return None
     rows = float(min(work.splits["test"], config.evaluate.max_rows or work.splits["test"]))
-    engine = student_engine(config, None).model_copy(update={"gpus": student_gpus(config)})
+    engine = student_engine(config, None).model_copy(update={"gpus": planned_gpus(config)})
     scored = each.prompt + each.completion
     asked = [
         Ask("answer", "student", 2, 1, each.prompt, each.prompt, each.completion),

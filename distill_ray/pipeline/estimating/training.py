@@ -46,7 +46,7 @@ class PlannedTraining:
     figures: list[Figure]
 
 
-def student_gpus(config: RunConfig) -> int:
+def planned_gpus(config: RunConfig) -> int:
     """GPUs of a worker: as the config says, else one unless it is the built-in model."""
     if config.train.gpus_per_worker is not None:
         return config.train.gpus_per_worker
@@ -71,7 +71,7 @@ def planned_training(
     """
     train = config.train
     size = model_size(config.student, key="student.model", lora=config.student.lora or LoraConfig())
-    num_gpus = student_gpus(config)
+    num_gpus = planned_gpus(config)
     rented = list[Figure]()
     lora, checkpointing = config.student.lora is not None, train.gradient_checkpointing
     if num_gpus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill_ray.config.run import RunConfig
-from distill_ray.pipeline.capacity import Need, default_gpus, require_first
+from distill_ray.pipeline.capacity import Need, require_first, student_gpus
 from distill_ray.pipeline.progress import say
 
 
@@ -24,7 +24,7 @@ def available_gang(config: RunConfig) -> Gang:
         ConfigError, ClusterError: there is too little even for the fewest.
     """
     train = config.train
-    gpus = default_gpus(config.student.model) if train.gpus_per_worker is None else train.gpus_per_worker
+    gpus = student_gpus(config)
     each = {"CPU": ("train.cpus_per_worker", train.cpus_per_worker), "GPU": ("train.gpus_per_worker", float(gpus))}
     found = require_first(*(Need("train.workers", count, each, train.node_labels) for count in train.workers.allowed))
     if found.count < train.workers.max:

@@ -13,13 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -28,18 +25,18 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distill_ray.config.run import RunConfig
-from distill_ray.config.train import StudentConfig, TopkKlConfig, TrainConfig
+from distill_ray.config.train import TopkKlConfig, TrainConfig
 from distill_ray.errors import DistillError, TrainingError
 from distill_ray.models import model_identity, prompts_of
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
 from distill_ray.pipeline.training.gang import Gang, available_gang
-from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, scratch_parent, tokenise
+from distill_ray.pipeline.training.student_folder import write_student
+from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, tokenise
 from distill_ray.pipeline.training.train_loop import WorkerTask, train_worker
 from distill_ray.pipeline.training.train_metrics import metrics_inbox
 from distill_ray.records import RejectReason, to_json
-from distill_ray.student.export import merge_adapter, save_tokenizer
 from distill_ray.student.load import load_model_config, max_positions
 
 
@@ -69,7 +66,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
             return figures
         _drop_other_checkpoints(folder, fingerprint, progress)
         trained = _fit(config, folder, tokens, fingerprint, progress)
-        _export(config.student, folder, trained.checkpoint)
+        write_student(config, folder, trained.checkpoint)
         loss = trained.metrics["validation_loss"]
         shown = "" if loss is None else f" (validation loss {loss:.4f})"
         say(f"train: student/ has the weights of step {trained.metrics['step']}{shown}")
@@ -141,7 +138,7 @@ def _require_all_examples(folder: RunFolder) -> None:
     if not folder.list("examples", suffix=".parquet"):
         raise TrainingError("nothing to train on: examples/ is empty; run `distill-ray generate` first")
     expected = folder.manifest().get("num_examples")
-    there = sum(len(table) for table in folder.read_tables("examples", columns=["row_id"]))
+    there = folder.num_rows("examples")
     if expected is not None and there != expected:
         raise TrainingError(
             f"{folder.path('examples')}: {there} examples where {expected} were generated; run `distill-ray generate` "
@@ -289,24 +286,3 @@ def _own_interrupt() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-# -- after ------------------------------------------------------------------------------------------------------------
-
-
-def _export(student: StudentConfig, folder: RunFolder, checkpoint: ray.train.Checkpoint) -> None:
-    """Write `student/` from a checkpoint's `model/`: built aside, then put in place in one move."""
-    with checkpoint.as_directory() as path, tempfile.TemporaryDirectory(dir=scratch_parent(folder)) as scratch:
-        model, built = Path(path) / "model", Path(scratch) / "student"
-        if student.lora is not None and student.lora.merge:
-            # In a process of its own: a model's worth of memory, and libraries that print.
-            ray.get(ray.remote(merge_adapter).remote(student, model, built))
-            shutil.copytree(model, built / "adapter")
-        else:
-            shutil.copytree(model, built)
-        save_tokenizer(prompts_of(student, key="student.model"), built)
-        folder.delete("student")
-        if folder.is_local:
-            built.rename(folder.local("student"))
-        else:
-            folder.put(built, "student")

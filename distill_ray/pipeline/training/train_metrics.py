@@ -2,7 +2,8 @@
 
 The driver alone writes `metrics.jsonl`, TensorBoard's events and the display, so the workers need no access to them,
 and a run that is killed loses at most the figures of the last half second. Steps that are run again after a resume
-appear again in `metrics.jsonl`, with the same figures: the last line of a step counts.
+appear again in `metrics.jsonl`, with the same figures: the last line of a step counts. What cannot be written for a
+while (a full disk, a store that is away) is kept and written later; only at the end is that an error.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from distill_ray.errors import RunFolderError
 from distill_ray.pipeline.capacity import beside_the_driver
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress
@@ -63,13 +65,16 @@ def metrics_inbox(folder: RunFolder, progress: Progress, *, tensorboard: bool) -
             stop.set()
             thread.join()
             _drain(inbox, sink)
-            sink.flush()
             ray.kill(inbox)
+            sink.flush()
 
 
 def _drain(inbox: Any, sink: _Sink) -> None:
+    records: list[dict[str, Any]] = []
     with contextlib.suppress(ray.exceptions.RayError):  # the cluster is going down; training itself reports that
-        sink.add(ray.get(inbox.take.remote()))
+        records = ray.get(inbox.take.remote())
+    with contextlib.suppress(RunFolderError):  # the sink keeps them, and tries again the next time
+        sink.add(records)
 
 
 class _Sink:
@@ -91,7 +96,7 @@ class _Sink:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet. Raises RunFolderError: that cannot be written now, and is kept."""
         if self._unwritten:
             self._folder.append_metrics(*self._unwritten)
         self._unwritten, self._flushed = [], time.monotonic()

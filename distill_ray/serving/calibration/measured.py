@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from distill_ray.config import RunConfig
 from distill_ray.errors import DistillError
-from distill_ray.pipeline.evaluate import answered_with, ask_student, teachers_answer
+from distill_ray.pipeline.evaluate import answered_with, ask_student
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.held_out import teachers_answer
 from distill_ray.pipeline.planning.planner import reference_of
 from distill_ray.records import Message, Row, row_from_record
 from distill_ray.serving.routing.conversation import RequestKey, request_key
