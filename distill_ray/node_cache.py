@@ -84,6 +84,16 @@ def fetched(
     return filled_once(_place(url, mark), fetch)
 
 
+def is_fetched(url: str, mark: str) -> bool:
+    """Whether `fetched` has it here already."""
+    return _place(url, mark).is_dir()
+
+
+def all_fetched() -> list[Path]:
+    """Every folder that `fetched` keeps here, of whatever place. Its name begins with that of what it is a copy of."""
+    return [path for path in (cache_root() / "fetched").glob("[!.]*") if path.is_dir()]
+
+
 def forget(url: str, mark: str) -> None:
     """Drop what `fetched` keeps here, so that it is fetched again."""
     shutil.rmtree(_place(url, mark), ignore_errors=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_ray.config import RunConfig
-from distill_ray.errors import BundleError, DistillError
+from distill_ray.errors import DistillError, StoreError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.serving.collecting.marks import settle
 from distill_ray.serving.collecting.pairs import Pair
@@ -31,7 +31,6 @@ from distill_ray.serving.front.limits import Entry, Usage
 from distill_ray.serving.metrics import Family, Metrics, add_up, exposition, figures
 from distill_ray.serving.names import AppNames, occupy
 from distill_ray.serving.routing.bundles import bundles_of
-from distill_ray.serving.routing.manifest import Manifest
 from distill_ray.serving.students import Students
 from distill_ray.serving.watching.overseer import Overseer
 from distill_ray.serving.watching.second_look import Look
@@ -66,6 +65,8 @@ class Keeper:
         self._recent: deque[dict[str, Any]] = deque(maxlen=NUM_RECENT)
         self._history: deque[dict[str, Any]] = deque(maxlen=720)  # a point every five seconds: an hour
         self._writer = Writer(self._open_store, config.serve.collect.compact_s)
+        self._writing = asyncio.Lock()
+        self._store_failed: tuple[float, str] | None = None  # when last, and how
         self._metrics = Metrics()  # of its own: what came to the store
         self._num_pairs: int | None = None
         self._num_deleted: int | None = None
@@ -89,7 +90,15 @@ class Keeper:
 
     async def add(self, pairs: list[Pair]) -> int:
         """Put pairs into the store; returns how many are new. Raises StoreError: they stay in the router's spool."""
-        num_new = await asyncio.to_thread(self._writer.write, pairs)
+        asked_at = time.monotonic()
+        async with self._writing:  # who waits takes no thread from the others
+            if self._store_failed is not None and self._store_failed[0] > asked_at:
+                raise StoreError(self._store_failed[1])  # its patience, of half a minute, is not for each router anew
+            try:
+                num_new = await asyncio.to_thread(self._writer.write, pairs)
+            except StoreError as error:
+                self._store_failed = (time.monotonic(), str(error))
+                raise
         self._metrics.stored.labels("new").inc(num_new)
         self._metrics.stored.labels("already_there").inc(len(pairs) - num_new)
         self._num_pairs = (self._num_pairs or 0) + num_new
@@ -127,8 +136,7 @@ class Keeper:
         return exposition(self._all())
 
     async def status(self) -> dict[str, Any]:
-        """What the status page shows of the whole service."""
-        bundles = await asyncio.to_thread(self._installed)
+        """What the status page shows of the whole service. Nothing is asked of store or bundles: they may be away."""
         return {
             "figures": figures(self._all()),
             "recent": sorted(self._recent, key=lambda request: request["time"], reverse=True),
@@ -138,15 +146,7 @@ class Keeper:
             "stored_pairs": self._num_pairs,
             "deleted_pairs": self._num_deleted,
             "num_routers": sum(time.monotonic() - seen < GONE_S for seen in self._seen.values()),
-            "bundles": [{"version": m.version, "created": m.created, "name": m.name} for m in bundles],
         }
-
-    def _installed(self) -> list[Manifest]:
-        try:
-            return self._bundles.list()
-        except BundleError as error:  # the rest of the page has to be seen all the same
-            _LOG.warning("%s", error)
-            return []
 
     def _drift(self) -> dict[str, Any] | None:
         found = self._overseer.status()

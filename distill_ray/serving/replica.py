@@ -337,6 +337,7 @@ class Router:
             "student_up": self.dispatcher.live.student is not None,
             "threshold": self.dispatcher.live.threshold,
             "summary": bundle.manifest.summary if bundle is not None else None,
+            "made": {"when": bundle.manifest.created, "of": bundle.manifest.name} if bundle is not None else None,
             "teacher": short_name(self.dispatcher.teacher.name),
             "keeper": True,
             "looks_again": self.config.drift is not None,

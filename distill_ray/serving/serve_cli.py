@@ -128,7 +128,7 @@ def promote(
     before = bundles.current()
     version = put_in_service(bundles, bundle)
     was = f" (before: {before})" if before not in (None, version) else ""
-    typer.echo(f"current: {version}{was}, in {os.path.relpath(folder)}")
+    typer.echo(f"current: {version}{was}, in {_where(loaded, folder)}")
     _settled(loaded, folder, bundles)
 
 
@@ -144,23 +144,29 @@ def rollback(
     Example: `distill-ray rollback config.yaml`
     """
     loaded = load_config(config, overrides or [])
-    from distill_ray.serving.names import existing_service_folder
+    from distill_ray.serving.names import existing_service_folder, service_folder
     from distill_ray.serving.routing.bundles import NOTHING, bundles_of
 
-    folder = existing_service_folder(loaded)
+    # From anywhere, where the config says where the bundles are.
+    folder = existing_service_folder(loaded) if loaded.serve.bundles is None else service_folder(loaded)
     bundles = bundles_of(loaded, folder)
     before = bundles.current()
     if before is None and version in (None, NOTHING):
-        nothing = f"{os.path.relpath(folder)}: no bundle is in service; the teacher answers everything already"
+        nothing = f"{_where(loaded, folder)}: no bundle is in service; the teacher answers everything already"
         if version is None:
             raise BundleError(nothing)
         typer.echo(nothing)
         return
     now = bundles.rollback(version) or "none (the teacher answers everything)"
-    typer.echo(f"current: {now} (before: {before}), in {os.path.relpath(folder)}")
+    typer.echo(f"current: {now} (before: {before}), in {_where(loaded, folder)}")
     num_unmarked = _settled(loaded, folder, bundles)
     if num_unmarked:
         typer.echo(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
+
+
+def _where(config: RunConfig, folder: str) -> str:
+    """What was moved, for people: the bundles' own place, else the service's folder."""
+    return config.serve.bundles or os.path.relpath(folder)
 
 
 def _settled(config: RunConfig, folder: str, bundles: Bundles) -> int:

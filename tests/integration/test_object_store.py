@@ -338,6 +338,23 @@ def test_old_bundles_leave_a_bucket_and_one_that_is_promoted_meanwhile_stays(
     assert [manifest.version for manifest in bundles.list()] == [A, C]
 
 
+def test_a_node_that_copies_a_bundle_drops_its_copies_of_those_that_somebody_removed(
+    bundles: Bundles, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another = Bundles(f"{bundles.url}-of-another-service")
+    another.install(made[A])
+    gone = [bundles.path(A), bundles.path(A, with_student=False)]
+    kept = [another.path(A), bundles.path(B)]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("DISTILL_RAY_CACHE", str(tmp_path / "another-node"))
+        assert bundles.prune(2) == [A]
+    assert all(folder.exists() for folder in (*gone, *kept))
+    bundles.path(B)  # is here, so nobody looks
+    assert all(folder.exists() for folder in gone)
+    kept.append(bundles.path(C))
+    assert [folder.exists() for folder in (*gone, *kept)] == [False, False, True, True, True]
+
+
 def test_a_student_in_a_bucket_is_run_from_files_of_the_node(bundles: Bundles) -> None:
     raw = {"recipe": {"context": {"text": "x"}}, "data": {"source": "a"}, "teacher": {"type": "fake"}}
     config = parse_config({**raw, "serve": {"student": {"type": "hf", "gpus": 0}, "bundles": bundles.url}})

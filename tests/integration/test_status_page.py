@@ -129,6 +129,7 @@ def service(tmp_path: Path) -> Iterator[Running]:
                 "student_up": live.student is not None,
                 "threshold": bundle.manifest.threshold if bundle else None,
                 "summary": SUMMARY if bundle else None,
+                "made": {"when": bundle.manifest.created, "of": bundle.manifest.name} if bundle else None,
                 "teacher": "a large one",
                 "keeper": True,
                 "looks_again": True,
@@ -138,7 +139,6 @@ def service(tmp_path: Path) -> Iterator[Running]:
                 "history": [],
                 "stored_pairs": len(rig.kept),
                 "num_routers": 2,
-                "bundles": [],
                 **({"curve": CURVE} if bundle else {}),
                 **stub.changes,
             }
@@ -198,7 +198,8 @@ def test_requests_show_up_without_a_reload(page: Page, service: Running) -> None
     page.shows("latency", "student teacher", "first words, p50 ≤", "whole, p95 ≤")
     page.shows("pairs", "1\npairs in the store", "Nothing waits on disk")
     page.shows(
-        "bundle", "0123456789ab", "threshold\n0.500", "at most 5.0% worse, 95% sure, from 400 pairs", "2 routers"
+        *("bundle", "0123456789ab", "made\n2026-01-01 00:00 UTC, of small", "threshold\n0.500"),
+        *("at most 5.0% worse, 95% sure, from 400 pairs", "2 routers"),
     )
     page.shows("recent", TRAINED, UNLIKE, "anybody")
     assert page.driver.title == "75% on the student · small"

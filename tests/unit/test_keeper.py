@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from distill_ray.config import RunConfig, parse_config
-from distill_ray.errors import ServingError
+from distill_ray.errors import BundleError, ServingError, StoreError
 from distill_ray.serving import names
 from distill_ray.serving.collecting.store import Selection, make_store
+from distill_ray.serving.collecting.writer import Writer
 from distill_ray.serving.front.limits import DAY
 from distill_ray.serving.keeper import Keeper
 from distill_ray.serving.names import AppNames
 from distill_ray.serving.routing.bundles import Bundles
+from distill_ray.serving.routing.installed import InFolder
+from distill_ray.serving.routing.moves import Moves
 from distill_ray.serving.watching.second_look import Look
 from tests.unit.pair_maker import pair
 from tests.unit.small_bundle import write_small_bundle
@@ -95,6 +98,50 @@ def test_what_came_to_the_store_is_told_apart_from_what_was_there_or_deleted(tmp
     status = with_keeper(tmp_path, ask)
     assert status["figures"]["stored"] == {"new": 3.0, "already_there": 2.0}
     assert (status["stored_pairs"], status["deleted_pairs"]) == (2, 1)
+
+
+def test_the_status_waits_for_no_bundles_that_are_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_back = threading.Event()
+
+    def away(self: object) -> Any:
+        is_back.wait(60)
+        raise BundleError("away")
+
+    monkeypatch.setattr(Moves, "state", away)
+    monkeypatch.setattr(InFolder, "versions", away)
+
+    async def ask(keeper: Keeper) -> dict[str, Any]:
+        try:
+            return await asyncio.wait_for(keeper.status(), 30)
+        finally:
+            is_back.set()
+
+    assert with_keeper(tmp_path, ask)["num_routers"] == 0
+
+
+def test_many_routers_wait_for_a_store_that_is_away_once_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over, tries = threading.Event(), list[None]()
+
+    def away(self: Writer, pairs: object) -> int:
+        tries.append(None)
+        is_over.wait(60)
+        raise StoreError("away")
+
+    monkeypatch.setattr(Writer, "write", away)
+
+    async def ask(keeper: Keeper) -> list[object]:
+        adds = [asyncio.create_task(keeper.add([pair(f"{n}")])) for n in range(50)]
+        try:
+            await asyncio.wait_for(keeper.status(), 30)
+        finally:
+            is_over.set()
+        return await asyncio.gather(*adds, return_exceptions=True)
+
+    found = with_keeper(tmp_path, ask)
+    assert [(type(error), str(error)) for error in found] == [(StoreError, "away")] * 50
+    assert len(tries) == 1
 
 
 def test_what_routers_find_at_second_looks_is_judged_told_and_survives(tmp_path: Path) -> None:

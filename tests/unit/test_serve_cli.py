@@ -147,6 +147,17 @@ def test_a_rollback_in_the_wrong_folder_says_so(run) -> None:
     assert not Path("services").exists()
 
 
+def test_bundles_that_have_a_place_of_their_own_are_moved_from_anywhere_and_named_by_it(run) -> None:
+    place = Path("elsewhere").resolve()
+    there = ("--set", f"serve.bundles={place}")
+    assert run("promote", "config.yaml", made(A), *there) == (0, f"current: {A}, in {place}")
+    gone = f"current: none (the teacher answers everything) (before: {A}), in {place}"
+    assert run("rollback", "config.yaml", "none", *there) == (0, gone)
+    nothing = f"{place}: no bundle is in service; the teacher answers everything already"
+    assert run("rollback", "config.yaml", *there) == (1, f"error: {nothing}")
+    assert not Path("services").exists()
+
+
 def test_without_a_bundle_there_is_nothing_to_go_back_from(run) -> None:
     Path("services/mine").mkdir(parents=True)
     nothing = "services/mine: no bundle is in service; the teacher answers everything already"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from distill_ray.config.serve import StoreConfig
 from distill_ray.errors import StoreError
+from distill_ray.object_store import ObjectStoreError
 from distill_ray.serving.collecting import writer as writer_module
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.spool import Spool
@@ -185,6 +186,18 @@ def test_a_store_that_is_away_is_said_and_counted_and_tried_again_next_time(tmp_
         writer.write(pairs(1))
     assert (writer.num_failures, writer.num_stored) == (1, 0)
     assert writer.write(pairs(1)) == 1
+
+
+def test_a_bucket_that_was_asked_patiently_is_not_asked_twice(tmp_path: Path) -> None:
+    def away() -> PairStore:
+        opened.append(None)
+        raise StoreError("away") from ObjectStoreError("the store failed 9 times")
+
+    opened: list[None] = []
+    writer = Writer(away, compact_s=1000)
+    with pytest.raises(StoreError, match="away"):
+        writer.write(pairs(1))
+    assert (len(opened), writer.num_failures) == (1, 1)
 
 
 def test_the_store_is_compacted_on_schedule_and_a_failure_of_that_costs_nothing(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from distill_ray.errors import StoreError
+from distill_ray.object_store import ObjectStoreError
 from distill_ray.serving.collecting.pairs import Pair
 from distill_ray.serving.collecting.spool import Spool
 from distill_ray.serving.collecting.store.base import PairStore
@@ -80,7 +81,9 @@ class Writer:
         try:
             try:
                 return use(self._connected())
-            except StoreError:
+            except StoreError as error:
+                if isinstance(error.__cause__, ObjectStoreError):  # asked long enough, and without a connection
+                    raise
                 self._disconnect()
                 return use(self._connected())
         except StoreError:

@@ -18,7 +18,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from distill_ray.errors import BundleError, first_line
-from distill_ray.node_cache import cache_root, fetched, forget
+from distill_ray.node_cache import all_fetched, cache_root, fetched, forget, is_fetched
 from distill_ray.object_store import reach
 from distill_ray.serving.routing.bundle import (
     VERSION_PATTERN,
@@ -175,10 +175,13 @@ class InBucket(Installed):
     def path(self, version: str, *, with_student: bool) -> Path:
         """See `Installed`."""
         manifest, place = self.manifest(version), f"{self._url}/{version}"
+        mark = _mark(manifest, with_student=with_student)
+        if not is_fetched(place, mark):
+            self._drop_copies_of_the_gone()
         try:
             return fetched(
                 place,
-                _mark(manifest, with_student=with_student),
+                mark,
                 wanted=lambda file: with_student or not is_of_student(file),
                 check=lambda folder: check_files(folder, read_manifest(folder), with_student=with_student, place=place),
             )
@@ -244,6 +247,15 @@ class InBucket(Installed):
             with contextlib.suppress(BundleError):
                 self._drop_copies(self.manifest(version))
         return False
+
+    def _drop_copies_of_the_gone(self) -> None:
+        """Those of this node whose bundle somebody removed, wherever he was: else they would fill its disk."""
+        there = set(self.versions())
+        for folder in all_fetched():
+            version = folder.name.rpartition("-")[0]
+            if VERSION_PATTERN.fullmatch(version) and version not in there:
+                with contextlib.suppress(BundleError):  # then it is no copy of a bundle
+                    self._drop_copies(read_manifest(folder))  # of one under this place; another's are called otherwise
 
     def _drop_copies(self, manifest: Manifest) -> None:
         """Those of this node."""
