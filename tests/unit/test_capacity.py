@@ -318,7 +318,7 @@ def test_a_cluster_at_rest_is_asked_for_a_students_gpu(
     assert student_gpus(student("demo")) == 0
     assert not asked
     assert student_gpus(student(**ITS_NODES)) == gpus
-    assert asked == [([{"GPU": 1.0}], {"stage": "student"})]
+    assert asked == [([{"GPU": 1.0}], [{"stage": "student"}])]
 
 
 def test_evaluation_asks_for_what_its_nodes_have_and_says_what_they_have_not(
