@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import httpx
+
 START_S = 300.0
 END_S = 5.0  # Ray would drain for half a minute
 # By its class: under its name Ray looks for a file of defaults that the wheel lacks.
@@ -63,6 +65,13 @@ class Cluster:
         """Address for `ray job submit`."""
         return f"http://127.0.0.1:{self.dashboard}"
 
+    def labels(self) -> list[Mapping[str, str]]:
+        """Of the nodes that are alive, each with its own. The cluster needs a job server."""
+        header = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+        answer = httpx.get(f"{self.job_server}/api/v0/nodes?detail=true", headers=header, timeout=60).raise_for_status()
+        nodes = answer.json()["data"]["result"]["result"]
+        return [node["labels"] or {} for node in nodes if node["state"] == "ALIVE"]
+
     def add(self, node: Node, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
         """One more node, with this in the environment of its workers."""
         name = f"worker-{len(self.workers)}"
@@ -94,7 +103,7 @@ def growing(
     folder: Path, head: Node, types: Mapping[str, Node], *, idle_s: float = 5.0, jobs: bool = False
 ) -> Iterator[Cluster]:
     """A head, and nodes of these types as they are needed; gone when they were idle for so long."""
-    port = _free_port()
+    port = free_port()
     config = {
         "cluster_name": "pretend",
         "max_workers": sum(node.most for node in types.values()),
@@ -149,7 +158,7 @@ def _cluster(
 ) -> Iterator[Cluster]:
     """Its processes end with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(folder, port or _free_port(), _free_port())
+    cluster = Cluster(folder, port or free_port(), free_port())
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.update(token)
     server = [f"--include-dashboard={'true' if jobs else 'false'}", "--dashboard-host=127.0.0.1"]
@@ -174,7 +183,7 @@ def _start(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) 
         "start",
         "--block",
         "--disable-usage-stats",
-        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
         *arguments,
     ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's `python` is this one
@@ -204,7 +213,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Above those that Ray gives to its workers, below those that the kernel gives to connections meanwhile."""
     while True:
         port = random.randrange(20_000, 32_000)

@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clusters import free_port
 from benchmarks.serving import NUM_INDEXED, make_bundle
 from distill_ray.config.serve import EmbedderConfig
 from distill_ray.demo import language_rows
@@ -225,7 +225,7 @@ async def measure(url: str, service: psutil.Process, minutes: float, every: floa
 @contextlib.contextmanager
 def serving(folder: Path, *, student_cpus: float = 0.1, router_cpus: float = 0.1) -> Iterator[tuple[str, Process]]:
     """A whole service with its scripted teacher: two routers, two students; its address and its process."""
-    teacher_port, port = _free_port(), _free_port()
+    teacher_port, port = free_port(), free_port()
     scripted = multiprocessing.get_context("spawn").Process(target=teacher, args=(teacher_port,), daemon=True)
     scripted.start()
     trained = [row["text"] for row in language_rows(NUM_INDEXED)]
@@ -271,12 +271,6 @@ def wait_until_whole(url: str, service: Process, log: Path, seconds: float = 300
                 return
         time.sleep(0.5)
     raise RuntimeError(f"the service did not come up:\n{log.read_text()}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

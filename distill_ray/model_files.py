@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_ray.errors import ConfigError, first_line
-from distill_ray.node_cache import cache_root, fetched
+from distill_ray.node_cache import fetched, not_copied
 from distill_ray.object_store import reach
 
 _WEIGHTS = ".safetensors"
@@ -64,10 +64,7 @@ def fetched_model(url: str, *, key: str, with_weights: bool = True) -> Path:
     except ConfigError:
         raise
     except Exception as error:  # the disk's, or the store's client's own
-        raise ConfigError(
-            f"{key}: {url} cannot be copied to this node ({first_line(error)}); check the store, and the room in "
-            f"{cache_root()} (DISTILL_RAY_CACHE names another place)"
-        ) from error
+        raise ConfigError(f"{key}: {not_copied(url, error)}") from error
 
 
 def digest_in_store(url: str) -> str:

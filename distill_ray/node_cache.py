@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from distill_ray.errors import first_line
 from distill_ray.object_store import reach
 
 AT_ONCE = 4  # files: s3fs holds up to ten parts of 50 MB of each, and fsspec by itself fetches more than a hundred
@@ -82,6 +83,14 @@ def fetched(
         check(folder)
 
     return filled_once(_place(url, mark), fetch)
+
+
+def not_copied(place: str, error: Exception) -> str:
+    """For people: why `fetched` failed, where it is the disk's fault or the store's, and what to do."""
+    return (
+        f"{place} cannot be copied to this node ({first_line(error)}); check the store, and the room in "
+        f"{cache_root()} (DISTILL_RAY_CACHE names another place)"
+    )
 
 
 def is_fetched(url: str, mark: str) -> bool:

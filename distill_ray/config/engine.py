@@ -294,7 +294,5 @@ class NoEngineConfig(BaseEngineConfig):
         return frozenset()
 
 
-EngineConfig = Annotated[
-    VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig | NoEngineConfig | BaseEngineConfig,
-    Variants(Group.ENGINES),
-]
+BuiltInEngineConfig = VllmEngineConfig | OpenAIEngineConfig | HfEngineConfig | FakeEngineConfig | NoEngineConfig
+EngineConfig = Annotated[BuiltInEngineConfig | BaseEngineConfig, Variants(Group.ENGINES)]

@@ -7,17 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializationInfo, ValidationError, field_serializer, field_validator, model_validator
 
 from distill_ray.config.base import Config
-from distill_ray.config.engine import (
-    BaseEngineConfig,
-    EngineConfig,
-    FakeEngineConfig,
-    HfEngineConfig,
-    NoEngineConfig,
-    OpenAIEngineConfig,
-    Replicas,
-    SamplingConfig,
-    VllmEngineConfig,
-)
+from distill_ray.config.engine import BaseEngineConfig, BuiltInEngineConfig, EngineConfig, Replicas, SamplingConfig
 from distill_ray.plugins import Group, Variants
 
 
@@ -113,13 +103,4 @@ class MixtureConfig(Config):
         return self
 
 
-TeacherConfig = Annotated[
-    VllmEngineConfig
-    | OpenAIEngineConfig
-    | HfEngineConfig
-    | FakeEngineConfig
-    | NoEngineConfig
-    | MixtureConfig
-    | BaseEngineConfig,
-    Variants(Group.ENGINES),
-]
+TeacherConfig = Annotated[BuiltInEngineConfig | MixtureConfig | BaseEngineConfig, Variants(Group.ENGINES)]

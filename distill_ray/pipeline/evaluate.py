@@ -33,7 +33,7 @@ from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, r
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.held_out import held_out_rows
-from distill_ray.pipeline.helpers import batched_scorer, reward_of, start_helpers
+from distill_ray.pipeline.helpers import batched_scorer, helper_needs, reward_of, start_helpers
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
@@ -266,6 +266,7 @@ def _reward(config: RunConfig, folder: RunFolder, rows: list[dict[str, Any]]) ->
     reward = reward_of(config)
     if reward is None or isinstance(reward, JudgeRewardConfig) or "reward" not in config.evaluate.metrics:
         return
+    require(*helper_needs(config))
     scorer = batched_scorer(reward, start_helpers(config, folder))
     answers = {"draft": "draft", "teacher": "teacher_answer"} | {
         name: name for name in ("student_before", "student_after")

@@ -81,10 +81,11 @@ def _each(key: str, cpus: float, gpus: int) -> dict[str, tuple[str, float]]:
 def start_helpers(config: RunConfig, folder: RunFolder) -> Helpers:
     """Start what the recipe's reward needs, and wait until it is loaded.
 
+    Whether there is room for it was asked before, once for the whole stage (`require_generation`, `helper_needs`).
+
     Raises:
-        ConfigError: a model or a label that does not exist, or this machine has no room for it.
+        ConfigError: a model or a label that does not exist.
     """
-    require(*helper_needs(config))
     reward = reward_of(config)
     if isinstance(reward, JudgeRewardConfig) and reward.engine is not None:
         options = of_one_actor(engine_options(reward.engine, reward.engine.num_gpus))

@@ -23,6 +23,8 @@ from distill_ray.pipeline.cluster import own_error
 from distill_ray.records import Completion, Message
 
 AGAIN_S = 60.0  # after which one that could not start is tried again
+RESTART_S = 1.0  # between two looks at whether Ray has started a process again
+_RESTARTING = "The actor is restarting"  # what Ray answers at once until it has
 
 
 class Pool:
@@ -64,14 +66,25 @@ class Pool:
                 self._starting[number].add_done_callback(partial(self._ended, number))
 
     async def _start(self, number: int) -> None:
-        starting = self.actors[number].start.options(max_task_retries=self.config.max_retries)
-        try:
-            await starting.remote()
-        except ray.exceptions.RayActorError as error:
-            raise EngineUnavailable(self.died(error)) from error
-        except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
-            raise own_error(error) or error from None
+        for left in reversed(range(self.config.max_retries + 1)):
+            try:
+                await self._started(self.actors[number])
+                break
+            except ray.exceptions.RayActorError as error:
+                if not left:
+                    raise EngineUnavailable(self.died(error)) from error
+            except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
+                raise own_error(error) or error from None
         self._up[number] = self.actors[number]
+
+    async def _started(self, actor: Any) -> None:
+        while True:
+            try:
+                return await actor.start.remote()
+            except ray.exceptions.ActorUnavailableError as error:
+                if _RESTARTING not in str(error):
+                    raise  # it died while it started
+            await asyncio.sleep(RESTART_S)
 
     def nearest(self, number: int) -> int:
         """The actor of this number, or another one where that one is not up. `start` first."""

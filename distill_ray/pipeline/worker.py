@@ -127,12 +127,12 @@ class PartitionWorker:
 
     async def _run(self, partition: int) -> None:
         # Asked of a store in threads: the loop has other partitions' rows to feed to the engine.
+        name = f"{partition_name(partition)}.parquet"
+        rows = await asyncio.to_thread(self._folder.read_table, "rows", name, columns=ROW_SCHEMA.names)
         ledger = await asyncio.to_thread(Ledger, self._folder, partition_name(partition))
         self._flusher.add(ledger)
         figures = Figures()
         samples: list[str] = []
-        name = f"{partition_name(partition)}.parquet"
-        rows = await asyncio.to_thread(self._folder.read_table, "rows", name, columns=ROW_SCHEMA.names)
         engines = self._engines(ledger, figures)
         tasks = [asyncio.create_task(self._row(record, engines, figures, samples)) for record in rows.to_pylist()]
         try:

@@ -197,10 +197,14 @@ class Actor:
         starts: whether it ever comes up.
         failures: so many starts fail.
         slow: other replicas' starts have come to an end before its own does.
+        refusals: so many starts are refused, as Ray is about to start its process again.
     """
 
-    def __init__(self, deaths: int = 0, starts: bool = True, failures: int = 0, slow: bool = False) -> None:
+    def __init__(
+        self, deaths: int = 0, starts: bool = True, failures: int = 0, slow: bool = False, refusals: int = 0
+    ) -> None:
         self.deaths, self.starts, self.failures, self.slow = deaths, starts, failures, slow
+        self.refusals = refusals
         self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -218,6 +222,9 @@ class Actor:
                     await asyncio.Event().wait()
                 if name == "start" and actor.slow:
                     await asyncio.sleep(0.01)
+                if name == "start" and actor.refusals:
+                    actor.refusals -= 1
+                    raise ray.exceptions.ActorUnavailableError("IOError: The actor is restarting.", b"0" * 16)
                 if name == "start" and actor.failures:
                     actor.failures -= 1
                     raise EngineUnavailable("no memory left")
@@ -256,6 +263,14 @@ def test_what_a_dying_process_was_asked_is_asked_again_and_may_pass_later_when_i
     assert frail.asked == ["start", "generate"] * 3  # it is waited for before it is asked again
     with pytest.raises(TransientEngineError, match=r"the member-0's process died .*see logs/"):
         ask(Actor(deaths=3))
+
+
+def test_a_process_that_is_slow_to_come_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses what is asked meanwhile, at once: tries would be used up within milliseconds."""
+    monkeypatch.setattr("distill_ray.pipeline.members.RESTART_S", 0.0)
+    slow = Actor(deaths=1, refusals=50)
+    assert ask(slow) == ("answer", 1)
+    assert slow.asked == ["start"] * 51 + ["generate", "start", "generate"]
 
 
 def test_another_replica_answers_for_one_that_dies_or_never_comes_up() -> None:

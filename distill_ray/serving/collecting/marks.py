@@ -29,9 +29,8 @@ def settle(bundles: Bundles, store: PairStore) -> tuple[int, int]:
     """
     num_marked = num_unmarked = 0
     versions, settled = bundles.versions(), None
-    while (
-        versions != settled
-    ):  # whoever was at it with what the pointer said before looks once more after his last mark
+    # Whoever was at it with what the pointer said before looks once more after his last mark.
+    while versions != settled:
         marked_now, unmarked_now = _settle(versions, bundles, store)
         num_marked, num_unmarked = num_marked + marked_now, num_unmarked + unmarked_now
         versions, settled = bundles.versions(), versions

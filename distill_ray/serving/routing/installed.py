@@ -17,8 +17,8 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from distill_ray.errors import BundleError, first_line
-from distill_ray.node_cache import all_fetched, cache_root, fetched, forget, is_fetched
+from distill_ray.errors import BundleError
+from distill_ray.node_cache import all_fetched, fetched, forget, is_fetched, not_copied
 from distill_ray.object_store import reach
 from distill_ray.serving.routing.bundle import (
     VERSION_PATTERN,
@@ -188,10 +188,7 @@ class InBucket(Installed):
         except BundleError:
             raise
         except Exception as error:  # the disk's, or the store's client's own
-            raise BundleError(
-                f"{place}: cannot be copied to this node ({first_line(error)}); check the store, and the room in "
-                f"{cache_root()} (DISTILL_RAY_CACHE names another place)"
-            ) from error
+            raise BundleError(not_copied(f"{place}:", error)) from error
 
     def check(self, version: str) -> None:
         """See `Installed`. Whether all files are there: going back must not wait for a copy, and each node that makes
