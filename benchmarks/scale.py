@@ -6,10 +6,12 @@
     python benchmarks/scale.py nodes --plot nodes.svg      # pretend GPU nodes that come with a job and go after it
 
 replicas: each engine answers 10 rows a second (64 in flight, 6.4 s each), so that the cores here are not what limits 32
-of them. Speed is taken between a quarter and three quarters of the rows, when all engines are at work.
+of them. Speed is taken between a quarter and three quarters of the rows, when all engines are at work. With more
+--rows-per-s the cores become the limit: there the curve bends.
 
 rows: 256 in flight per engine and no waiting, so the cores here are the limit: what is measured is the driver's memory,
-the speed of planning, and how long a second start takes until it asks for new rows.
+the speed of planning, and how long a second start takes until it asks for new rows. With --calls 3 each row is a draft,
+a critique and a revision.
 
 requests: an S3 server on loopback that counts. Two runs of different length give what each partition costs.
 
@@ -47,8 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.clusters import Cluster, Node, fixed, growing
 from distill_ray.pipeline.folder import RunFolder
 
-ROWS_PER_S = 10.0  # of one engine
-IN_FLIGHT = 64
+IN_FLIGHT = 64  # of one engine
 STAGE = "distill-ray/stage"
 
 
@@ -111,6 +112,8 @@ class Driver:
     def speed(self, num_rows: int) -> float:
         """Rows per second between a quarter and three quarters of them."""
         middle = [(t, n) for t, n in self.rows if num_rows / 4 <= n <= num_rows * 3 / 4]
+        if len(middle) < 2:
+            raise SystemExit(f"{num_rows} rows are done too quickly to say how quickly; take more")
         (t0, n0), (t1, n1) = middle[0], middle[-1]
         return (n1 - n0) / (t1 - t0)
 
@@ -119,14 +122,21 @@ class Driver:
         return [round(self.memory[int(share * (len(self.memory) - 1))][1]) for share in shares]
 
 
-def write_config(folder: Path, num_rows: int, rows_per_partition: int, teacher: dict[str, Any]) -> Path:
+RECIPES = {
+    1: {"type": "context", "context": {"text": "Answer."}, "query": "{{ text }}"},
+    3: {"type": "self_critique", "query": "{{ text }}", "accept": {"type": "always"}},
+}
+"""By calls per row."""
+
+
+def write_config(folder: Path, num_rows: int, rows_per_partition: int, teacher: dict[str, Any], calls: int = 1) -> Path:
     """Rows and a config (JSON is YAML)."""
     with pq.ParquetWriter(folder / "rows.parquet", pa.schema([("text", pa.string())])) as writer:
         for start in range(0, num_rows, 100_000):
             texts = [f"number {n} of the rows" for n in range(start, min(num_rows, start + 100_000))]
             writer.write_table(pa.table({"text": texts}))
     raw = {
-        "recipe": {"type": "context", "context": {"text": "Answer."}, "query": "{{ text }}"},
+        "recipe": RECIPES[calls],
         "data": {"source": str(folder / "rows.parquet")},
         "teacher": {"type": "fake", "cpus": 0.01, **teacher},
         "generate": {"rows_per_partition": rows_per_partition, "flush_s": 5.0},  # as on a store
@@ -141,30 +151,46 @@ def write_config(folder: Path, num_rows: int, rows_per_partition: int, teacher: 
 def measure_replicas(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """See the module docstring."""
     found = []
+    rate = options.rows_per_s
     for replicas in options.replicas:
-        num_rows = int(replicas * ROWS_PER_S * options.seconds)
+        num_rows = int(replicas * rate * options.seconds)
         base = folder / f"r{replicas}"
         base.mkdir()
-        slow = {"gpus": 1, "latency_s": IN_FLIGHT / ROWS_PER_S, "max_concurrency": IN_FLIGHT, "replicas": replicas}
-        config = write_config(base, num_rows, 100, slow)
-        with fixed(base / "c", Node(cpus=2, gpus=replicas)):
+        slow = {"gpus": 1, "latency_s": IN_FLIGHT / rate, "max_concurrency": IN_FLIGHT, "replicas": replicas}
+        config = write_config(base, num_rows, int(10 * rate), slow)
+        with fixed(base / "c", Node(cpus=2, gpus=replicas)) as cluster:
             driver = Driver.start(config, base / "run")
+            driver.until(lambda driver=driver, half=num_rows / 2: bool(driver.rows) and driver.rows[-1][1] >= half)
+            in_store = object_store_use(cluster)
             seconds = driver.finish()
         figures = RunFolder(base / "run").manifest()
         found.append(
             {
                 "replicas": replicas,
+                "rows_per_s_each": rate,
                 "rows": num_rows,
-                "of_ideal": round(driver.speed(num_rows) / (replicas * ROWS_PER_S), 3),
+                "of_ideal": round(driver.speed(num_rows) / (replicas * rate), 3),
                 "first_engine_s": figures["seconds"]["engine_start"],
                 "seconds": round(seconds, 1),
                 "driver_cpu_share": round(driver.cpu_s / seconds, 3),
                 "driver_MiB": driver.memory_at(0.25, 1.0),
+                "object_store_half_way": in_store,
+                "files_per_minute": round(sum(1 for _ in (base / "run").rglob("*.*")) / seconds * 60),
             }
         )
         print(json.dumps(found[-1]), flush=True)
         shutil.rmtree(base)
     return {"replicas": found}
+
+
+def object_store_use(cluster: Cluster) -> str:
+    """What Ray says that objects take, of how much."""
+    ray = str(Path(sys.executable).parent / "ray")
+    command = [ray, "status", "--address", f"127.0.0.1:{cluster.port}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"(\S+) object_store_memory", said)
+    assert found is not None, said
+    return found[1]
 
 
 # -- more rows ---------------------------------------------------------------------------------------------------------
@@ -174,7 +200,7 @@ def measure_rows(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """See the module docstring."""
     num_rows = options.rows
     quick = {"max_concurrency": 256, "replicas": 2}
-    config = write_config(folder, num_rows, options.rows_per_partition, quick)
+    config = write_config(folder, num_rows, options.rows_per_partition, quick, options.calls)
     with fixed(folder / "c", Node(cpus=2)):
         first = Driver.start(config, folder / "run")
         first.until(lambda: bool(first.rows))
@@ -195,6 +221,7 @@ def measure_rows(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "rows": {
             "rows": num_rows,
+            "calls_per_row": options.calls,
             "partitions": planned["num_partitions"],
             "lost": num_rows - len(set(ids)),
             "doubled": len(ids) - len(set(ids)),
@@ -325,7 +352,9 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=80.0, help="replicas: of ideal work in each")
+    parser.add_argument("--rows-per-s", type=float, default=10.0, help="replicas: of each engine")
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--calls", type=int, choices=RECIPES, default=1, help="rows: per row")
     parser.add_argument("--rows-per-partition", type=int, default=2000)
     parser.add_argument("--partitions", type=int, nargs=2, default=[10, 40])
     parser.add_argument("--plot", type=Path, help="nodes: an SVG of it")
