@@ -453,7 +453,11 @@ def _wrote(path: str, *next_arguments: str) -> None:
 
 
 def _say_next(*arguments: str) -> None:
-    """The next command as it can be pasted: with the program as it was called."""
+    """The next command as it can be pasted: with the program as it was called. Nothing inside a Ray job."""
+    from distill_ray.pipeline.folder import in_jobs_copy
+
+    if in_jobs_copy(os.getcwd()):
+        return
     called = sys.argv[0]
     program = ["distill-ray"]
     if os.path.basename(called) != "distill-ray":

@@ -47,10 +47,12 @@ def reach(url: str) -> tuple[Any, str]:
 
     Raises:
         ImportError: the store's library is not installed.
-        ValueError: no such kind of place.
+        ValueError: no such kind of place, or no bucket in it.
     """
     if not url.startswith(("s3://", "s3a://")):
         return fsspec.core.url_to_fs(url)
+    if not url.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"{url} names no bucket; an address is s3://BUCKET/FOLDER")
     from distill_ray.object_store.s3 import PatientS3  # half a second, for those who need it
 
     return PatientS3(), str(PatientS3._strip_protocol(url))

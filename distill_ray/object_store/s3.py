@@ -23,6 +23,7 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ReadTimeoutError,
 )
@@ -128,6 +129,8 @@ def _in_words(error: Exception, where: str, tries: int) -> Exception:
             "no credentials for it in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
             "or give the machine a role"
         )
+    if isinstance(error, ParamValidationError):
+        return ObjectStoreError(f"{bucket!r} is no name of a bucket; an address is s3://BUCKET/FOLDER")
     if _worth(error) > 1:
         why = _REMARK.sub("", first_line(error))
         return ObjectStoreError(

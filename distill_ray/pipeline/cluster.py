@@ -12,6 +12,7 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -35,6 +36,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning that GPUs will one day not be hidden
 }
 
+ANSWER_S = 10.0  # within which somebody has to answer at RAY_ADDRESS
 SAID_CHARS = 600  # of a foreign error, in our message
 _ADVICE = re.compile(r"(?:\A|\n)Failed to [^\n]* after \d+/\d+ attempts .*", re.DOTALL)
 _LACKING = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
@@ -71,6 +73,7 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="distill-ray-", ignore_cleanup_errors=True) as scratch:
         if address == "local":
             os.environ.setdefault("VLLM_RPC_BASE_PATH", scratch)  # its sockets, which it leaves behind
+        _require_somebody(address)
         with warnings.catch_warnings(), _translated(address):
             warnings.simplefilter("ignore")
             ray.init(
@@ -92,13 +95,28 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
                 del os.environ["VLLM_RPC_BASE_PATH"]
 
 
+def _require_somebody(address: str) -> None:
+    """Raises ClusterError: nobody answers there. Ray itself would try for minutes, deaf to Ctrl-C."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
+        return  # "local", "auto": nothing to ask
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: nobody answers there ({first_line(error)}); is the cluster up, and is this its "
+            "address? Unset RAY_ADDRESS to use this machine alone"
+        ) from error
+
+
 @contextlib.contextmanager
 def _translated(address: str) -> Iterator[None]:
     try:
         yield
     except (ConnectionError, ValueError) as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: cannot connect to Ray ({first_line(error)}); is the cluster up?"
+            f"RAY_ADDRESS={address}: cannot connect to Ray ({first_line(error)}); is that a Ray cluster, and does "
+            "this process have its token (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)?"
         ) from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):

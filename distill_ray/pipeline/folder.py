@@ -157,8 +157,8 @@ class RunFolder:
             if self.is_local:
                 raise
             raise RunFolderError(
-                f"{self.root}: cannot use this run folder: {first_line(error)}. Finished work is kept: run the same "
-                "command again"
+                f"{self.root}: cannot use this run folder: {first_line(error)}. What was finished there is kept: the "
+                "same command goes on"
             ) from error
 
     def read_json(self, *parts: str) -> dict[str, Any]:

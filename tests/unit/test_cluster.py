@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from distill_ray.errors import ConfigError
-from distill_ray.pipeline.cluster import own_error, raised_by
+from distill_ray.errors import ClusterError, ConfigError
+from distill_ray.pipeline.cluster import connected, own_error, raised_by
 
 ADVICE = (
     "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\n"
@@ -58,3 +60,15 @@ def test_our_own_errors_keep_their_message_and_lose_the_advice() -> None:
 def test_a_package_that_a_worker_lacks_is_named_with_what_to_do() -> None:
     found = own_error(wrapped(ModuleNotFoundError("No module named 'vllm.engine'")))
     assert "a worker process cannot import `vllm`: install it on every node" in str(found)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
+def test_where_nobody_answers_is_said_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself tries for minutes, and hears no Ctrl-C meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and listens to nobody
+        address = address.format(port=taken.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        said = f"RAY_ADDRESS={address}: nobody answers there .*Unset RAY_ADDRESS"
+        with pytest.raises(ClusterError, match=said), connected():
+            raise AssertionError("connected to nobody")

@@ -111,6 +111,28 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path, run: Comma
         assert status == 0, (remedy, said)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.gpus=3", "vLLM does not start: 28 attention heads cannot be divided by 3 GPUs. Instead:"),
+        ("teacher.engine_kwargs.max_model_len=64", "tokens on average, max_model_len is 64. Instead:"),
+    ],
+    ids=["heads", "length"],
+)
+def test_what_would_not_work_however_much_room_there_is_is_refused_with_what_would(
+    tmp_path: Path, run: Command, big: dict[str, Any], override: str, message: str
+) -> None:
+    config = written(big, tmp_path)
+    status, said = run("plan", config, "--set", override, "--json", str(tmp_path / "plan.json"))
+    assert (status, message in " ".join(said.split())) == (2, True), said
+    [teacher] = [fit for fit in json.loads((tmp_path / "plan.json").read_text())["fits"] if fit["who"] == "teacher"]
+    assert teacher["remedies"]
+    for remedy in teacher["remedies"]:
+        key, value = remedy.split()[:2]
+        status, said = run("plan", config, "--set", f"{key.rstrip(':')}={value}")
+        assert status == 0, (remedy, said)
+
+
 def test_what_would_make_a_training_fit_does(tmp_path: Path, run: Command, big: dict[str, Any]) -> None:
     config = written(big, tmp_path)
     given = ("--set", "student.lora=null", "--set", "train.max_tokens_per_batch=16384")
@@ -133,8 +155,9 @@ def test_what_would_make_a_training_fit_does(tmp_path: Path, run: Command, big: 
         ("plan.teacher.gpus=2", "plan.teacher.gpus: unknown key (value 2); did you mean `gpu`?"),
         ("plan.sample_rows=0", "plan.sample_rows"),
         ("teacher.model=./nowhere", "teacher.model: no model at"),
+        ("teacher.engine_kwargs.max_model_len=banana", "engine_kwargs.max_model_len: a number above 0 is needed (got"),
     ],
-    ids=["gpu", "key", "sample", "model"],
+    ids=["gpu", "key", "sample", "model", "length"],
 )
 def test_bad_input_is_one_clear_message(
     tmp_path: Path, run: Command, big: dict[str, Any], override: str, message: str

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from distill_ray.errors import RunFolderError
+from distill_ray.errors import DistillError, RunFolderError
 from distill_ray.pipeline.folder import RunFolder
 
 
@@ -149,3 +149,17 @@ def test_a_second_run_on_a_folder_is_refused_with_the_first_ones_process(folder:
         process.join()
     with folder.locked():
         pass
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///runs/a"])
+def test_an_address_without_a_bucket_is_named(url: str) -> None:
+    with pytest.raises(DistillError, match=f"{url} names no bucket; an address is s3://BUCKET/FOLDER"):
+        RunFolder(url)
+
+
+def test_a_name_that_no_bucket_can_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is asked
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(DistillError, match=r"'Bad_Bucket!' is no name of a bucket; an address is s3://BUCKET/FOLDER"):
+        RunFolder("s3://Bad_Bucket!/a").exists("config.yaml")

@@ -18,6 +18,7 @@ from distill_ray.config import (
     Replicas,
     VllmEngineConfig,
 )
+from distill_ray.errors import ConfigError
 from distill_ray.pipeline.estimating.calls import Ask
 from distill_ray.pipeline.estimating.figures import Figure, best, price
 from distill_ray.pipeline.estimating.fits import Fit, engine_fit, on_cpu
@@ -171,18 +172,28 @@ def engine_setup(
     kwargs = engine.engine_kwargs
     # vLLM's `auto` never computes in fp32: https://docs.vllm.ai/en/latest/configuration/engine_args.html (--dtype)
     dtype = DTYPE_BYTES.get(str(kwargs.get("dtype", "auto")), 2)
-    pipeline = int(kwargs.get("pipeline_parallel_size", 1))
+    pipeline = int(_number(engine, "pipeline_parallel_size", 1))
     return EngineSetup(
         size=size,
         gpu=gpu,
         tensor=max(1, engine.num_gpus // pipeline),
         pipeline=pipeline,
-        utilisation=float(kwargs.get("gpu_memory_utilization", UTILISATION)),
+        utilisation=_number(engine, "gpu_memory_utilization", UTILISATION),
         weight_bytes=size.weight_bytes or size.parameters * _weight_bytes(kwargs.get("quantization"), dtype),
         cache_dtype_bytes=1 if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8") else dtype,
-        max_model_len=int(kwargs.get("max_model_len") or size.positions),
-        max_num_seqs=min(engine.max_concurrency, int(kwargs.get("max_num_seqs") or MAX_NUM_SEQS)),
+        max_model_len=int(_number(engine, "max_model_len", size.positions)),
+        max_num_seqs=min(engine.max_concurrency, int(_number(engine, "max_num_seqs", MAX_NUM_SEQS))),
     )
+
+
+def _number(engine: VllmEngineConfig, name: str, default: float) -> float:
+    """One of vLLM's arguments. Raises ConfigError: it is no positive number."""
+    value = engine.engine_kwargs.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{engine.model}: engine_kwargs.{name}: a number above 0 is needed (got {value!r})")
+    return value
 
 
 def _weight_bytes(quantization: object, dtype: int) -> float:

@@ -24,6 +24,9 @@ class Fit:
     remedies: list[str]
     """Ways that would fit; empty where it does, or where none was found."""
 
+    is_refused: bool = False
+    """Whatever room there is: it would not start, or be of no use."""
+
     @property
     def needed(self) -> float:
         """Sum of the parts."""
@@ -31,8 +34,8 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room."""
-        return self.available is None or self.needed <= self.available
+        """Whether there is room, and nothing else in the way."""
+        return not self.is_refused and (self.available is None or self.needed <= self.available)
 
 
 def on_cpu(who: str, size: ModelSize, cpus: float) -> Fit:
@@ -68,7 +71,25 @@ def engine_fit(setup: EngineSetup, tokens: float, shared: float, longest: int, w
         says = "does not fit"
     where = f"{setup.num_gpus} x {setup.gpu.name}"
     remedies = [] if setup.fits else engine_remedies(setup, key=who, plan_key=plan_key, longest=longest)
-    return Fit(who, where, parts, setup.available, says, remedies)
+    is_refused = False
+    heads = setup.size.num_heads
+    if heads % setup.tensor:  # https://docs.vllm.ai/en/latest/serving/parallelism_scaling.html
+        is_refused, says = (
+            True,
+            f"vLLM does not start: {heads} attention heads cannot be divided by {setup.tensor} GPUs",
+        )
+        remedies = [f"{who}.gpus: {tensor * setup.pipeline}" for tensor in _around(setup.tensor, heads)]
+    elif tokens > setup.max_model_len:
+        is_refused = True
+        says = f"a request with its answer is {tokens:,.0f} tokens on average, max_model_len is {setup.max_model_len:,}"
+        remedies = [f"{who}.engine_kwargs.max_model_len: {longest} at least (the longest sampled request)"]
+    return Fit(who, where, parts, setup.available, says, remedies, is_refused)
+
+
+def _around(tensor: int, heads: int) -> list[int]:
+    """The next numbers of GPUs, below and above, that divide the heads."""
+    divisors = [number for number in range(1, heads + 1) if heads % number == 0]
+    return [max(n for n in divisors if n < tensor), *[n for n in divisors if n > tensor][:1]]
 
 
 def training_fit(setup: TrainingSetup, longest: int, plan_key: str) -> Fit:

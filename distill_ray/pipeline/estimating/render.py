@@ -21,7 +21,7 @@ NOTHING = "-"
 
 
 def show(found: Estimate, console: Console) -> None:
-    """Print all of it, what does not fit last."""
+    """Print all of it, what does not fit or work last."""
     splits = ", ".join(f"{name} {count:,}" for name, count in sorted(found.splits.items()))
     unusable = f"; {found.unusable:,} unusable" if found.unusable else ""
     console.print(f"{found.rows_in:,} rows ({splits}{unusable}), {found.sampled:,} of them tokenised")
@@ -136,6 +136,9 @@ def _fits(fits: list[Fit]) -> Table:
 
 def _refusal(fit: Fit) -> str:
     available = fit.available or 0.0
+    if fit.is_refused:
+        text = f"[red]would not work:[/red] {escape(fit.who)}: {escape(fit.says)}."
+        return "\n  - ".join([f"{text} Instead:", *map(escape, fit.remedies)])
     text = (
         f"[red]does not fit:[/red] {escape(fit.who)} on {escape(fit.where)} needs {fit.needed / GIB:.1f} GiB of each "
         f"GPU and has {available / GIB:.1f}."
