@@ -309,7 +309,8 @@ def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> 
 
     Example: `distill-ray report runs/demo`
     """
-    from distill_ray.pipeline.report import summary_table, write_report
+    from distill_ray.pipeline.reporting.report import write_report
+    from distill_ray.pipeline.reporting.sections import summary_table
     from distill_ray.pipeline.run import stored_config
 
     folder = _existing(run_dir)
@@ -401,7 +402,7 @@ def _existing(run_dir: str) -> RunFolder:
 
 def _finish(metrics: dict, root: str) -> None:
     from distill_ray.pipeline.folder import RunFolder
-    from distill_ray.pipeline.report import summary_table
+    from distill_ray.pipeline.reporting.sections import summary_table
 
     console.print(summary_table(metrics))
     m = RunFolder(root).manifest()

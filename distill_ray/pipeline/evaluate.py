@@ -35,7 +35,7 @@ from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.held_out import held_out_rows
 from distill_ray.pipeline.helpers import batched_scorer, helper_needs, reward_of, start_helpers
 from distill_ray.pipeline.progress import Progress
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.records import Answered, Message
