@@ -4,7 +4,7 @@ The teacher's answers are those of `generate` (the `test` split goes through it 
 twice. The student answers greedily through an engine actor (vLLM or transformers), and a task scores the teacher's
 answers under it. What the figures mean is in `scoring.py`; this module only runs models.
 
-    examples (split = test) -> student before, student after -> eval/predictions.parquet, eval/metrics.json, report.md
+    examples (split = test) -> student before, student after -> eval/predictions.parquet, eval/metrics.json, report
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _drawn(title: str, height: float) -> Iterator[tuple[Any, list[str]]]:
     from matplotlib import pyplot as plt
 
     picture: list[str] = []
-    style = {
+    style: Any = {
         "svg.hashsalt": "distill-ray",  # the same figures give the same bytes
         "svg.fonttype": "none",
         "font.family": "sans-serif",

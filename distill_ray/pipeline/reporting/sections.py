@@ -20,7 +20,7 @@ from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 
-ROLES = ("teacher", "student_before", "student_after")
+ROLES: tuple[str, ...] = ("teacher", "student_before", "student_after")
 # What the student learned, by recipe; another package's speaks for itself.
 LEARNED = {
     "context": "to answer without the context",
