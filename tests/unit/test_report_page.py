@@ -119,7 +119,7 @@ def test_a_point_stands_where_its_value_is() -> None:
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     assert intervals({}) == rejects({}) == rewards(None) == rewards({"scored": 0}) == learning_curve({}, None) == ""
     assert prompt_lengths(RunFolder(tmp_path / "run")) == ""
-    assert learning_curve({1: {"loss": float("nan")}, 2: {"loss": None}}, 1) == ""
+    assert learning_curve({1: {"loss": float("nan")}, 2: {"loss": None}, 3: {"loss": 1.0}}, 1) == ""
 
 
 def test_a_dollar_in_a_reason_is_a_dollar() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ _OF_ROLE = {"teacher": _TEXT, "student_before": _MUTED, "student_after": _AFTER}
 _WIDTH = 4.8  # inches: as wide as a phone, where its letters are as large as the text
 _UNIT_METRICS = ("exact_match", "agreement", "token_f1", "equation")  # from 0 to 1
 _BINS = 24
+_DECADES = 30.0  # from which factor on losses are drawn by their logarithm
 _LANE = 0.22  # between those who answered, of the space between two metrics
 
 
@@ -115,13 +117,18 @@ def learning_curve(points: Mapping[int, Mapping[str, Any]], kept_step: int | Non
         if kept_step is not None:
             axes.axvline(kept_step, color=_BEFORE, linestyle="--", linewidth=1, label="kept")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
-        axes.set_ylim(bottom=0)
+        losses = [loss for curve in curves.values() for _, loss in curve]
+        if 0 < _DECADES * min(losses) < max(losses):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         _legend(axes)
     return picture[0]
 
 
 def _finite(points: Mapping[int, Mapping[str, Any]], name: str) -> Sequence[tuple[int, float]]:
-    return [(step, record[name]) for step, record in points.items() if isinstance(record.get(name), float)]
+    values = [(step, record.get(name)) for step, record in points.items()]
+    return [(step, value) for step, value in values if isinstance(value, float) and math.isfinite(value)]
 
 
 def _legend(axes: Any) -> None:

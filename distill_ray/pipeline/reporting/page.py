@@ -57,6 +57,7 @@ def _label_cells(tokens: Sequence[Token]) -> None:
             titles.append(tokens[place + 1].content)
         elif token.type == "td_open":
             token.attrSet("data-label", titles[column])
+            token.attrSet("dir", "auto")  # some write from the right
             column += 1
         elif token.type == "thead_close" and table is not None and len(titles) >= WIDE:
             table.attrSet("class", "wide")
