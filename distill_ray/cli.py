@@ -147,7 +147,7 @@ def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overr
 
 @app.command()
 def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
-    """Student against teacher on held-out rows; write `eval/` and `report.md`.
+    """Student against teacher on held-out rows; write `eval/` and `report.html`.
 
     Example: `distill-ray evaluate config.yaml --set evaluate.max_rows=500`
     """
@@ -305,11 +305,12 @@ def preview(
 
 @app.command()
 def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> None:
-    """Write `report.md` anew from the files of a run, and show its table.
+    """Write `report.html` and `report.md` anew from the files of a run, and show the table.
 
     Example: `distill-ray report runs/demo`
     """
-    from distill_ray.pipeline.report import summary_table, write_report
+    from distill_ray.pipeline.reporting.report import write_report
+    from distill_ray.pipeline.reporting.sections import summary_table
     from distill_ray.pipeline.run import stored_config
 
     folder = _existing(run_dir)
@@ -317,7 +318,7 @@ def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> 
         raise DistillError(f"{run_dir}: not evaluated yet; run `distill-ray evaluate CONFIG --run-dir {run_dir}` first")
     write_report(folder, stored_config(folder))
     console.print(summary_table(folder.read_json("eval", "metrics.json")))
-    _wrote(folder.path("report.md"))
+    _wrote(folder.path("report.html"))
 
 
 @app.command()
@@ -401,7 +402,7 @@ def _existing(run_dir: str) -> RunFolder:
 
 def _finish(metrics: dict, root: str) -> None:
     from distill_ray.pipeline.folder import RunFolder
-    from distill_ray.pipeline.report import summary_table
+    from distill_ray.pipeline.reporting.sections import summary_table
 
     console.print(summary_table(metrics))
     m = RunFolder(root).manifest()

@@ -4,7 +4,7 @@ The teacher's answers are those of `generate` (the `test` split goes through it 
 twice. The student answers greedily through an engine actor (vLLM or transformers), and a task scores the teacher's
 answers under it. What the figures mean is in `scoring.py`; this module only runs models.
 
-    examples (split = test) -> student before, student after -> eval/predictions.parquet, eval/metrics.json, report.md
+    examples (split = test) -> student before, student after -> eval/predictions.parquet, eval/metrics.json, report
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.held_out import held_out_rows
 from distill_ray.pipeline.helpers import batched_scorer, helper_needs, reward_of, start_helpers
 from distill_ray.pipeline.progress import Progress
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.records import Answered, Message

@@ -1,6 +1,6 @@
 """The run folder: every path of a run, atomic writes, the manifest, the lock. Local disk or object store (fsspec).
 
-    config.yaml  manifest.json  metrics.jsonl  report.md
+    config.yaml  manifest.json  metrics.jsonl  report.html  report.md
     queries/                what the teacher wrote to ask itself (data.type: synthesize)
     rows/00000.parquet      planned input, one file a partition
     calls/00000.parquet     ledger of finished teacher calls (calls/00000/*.arrow while a partition is open)

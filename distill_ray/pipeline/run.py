@@ -61,7 +61,7 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
     from distill_ray.pipeline.check import check_resources, check_reward, check_student, check_teacher
     from distill_ray.pipeline.evaluate import evaluate
     from distill_ray.pipeline.generate import generate, is_generated
-    from distill_ray.pipeline.report import write_report
+    from distill_ray.pipeline.reporting.report import write_report
     from distill_ray.pipeline.training.train import train
 
     started = time.monotonic()

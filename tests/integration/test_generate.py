@@ -25,7 +25,7 @@ from distill_ray.pipeline.evaluate import require_these_examples
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 from distill_ray.pipeline.preview import preview
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

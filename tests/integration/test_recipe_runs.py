@@ -29,7 +29,7 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 from distill_ray.pipeline.helpers import batched_scorer, start_helpers
 from distill_ray.pipeline.ledger import Ledger
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.records import Answered
 from tests.unit.scripted_server import Reply, ScriptedServer
 

@@ -24,7 +24,7 @@ from distill_ray.pipeline.estimating.estimate import Estimate, estimate
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generation_fingerprint
 from distill_ray.pipeline.members import MemberEngine, Pool
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.pipeline.run import stored_config, write_origin
 from distill_ray.pipeline.teacher import Teacher
 from distill_ray.recipes import make_recipe

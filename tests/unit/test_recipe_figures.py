@@ -20,7 +20,7 @@ from distill_ray.pipeline.recipe_figures import (
     revision_figures,
     soft_target_figures,
 )
-from distill_ray.pipeline.report import write_report
+from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.records import (
     ROW_SCHEMA,
     Example,

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.markdown import cell, code, table
-from distill_ray.pipeline.report import summary_table, write_report
+from distill_ray.pipeline.reporting.markdown import cell, code, table
+from distill_ray.pipeline.reporting.report import write_report
+from distill_ray.pipeline.reporting.sections import summary_table
 from distill_ray.pipeline.scoring import score_predictions
 
 NASTY = "a | b\n`code` <script>alert(1)</script> *x* [l](u) \x1b[31m"

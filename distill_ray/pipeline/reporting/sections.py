@@ -1,6 +1,6 @@
-"""The report of a run: `report.md` from its files, and the same table for the terminal. Runs nothing.
+"""What a report says, in Markdown, and its table for the terminal. Runs nothing.
 
-manifest.json, eval/metrics.json, eval/predictions.parquet, metrics.jsonl, rows/plan.json -> report.md
+manifest.json, eval/metrics.json, eval/predictions.parquet, metrics.jsonl, rows/plan.json -> sections
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.table import Table
 
 from distill_ray.config import FilesDataConfig, NoEngineConfig, RunConfig
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.markdown import cell, code, table, text_table
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
+from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 
-ROLES = ("teacher", "student_before", "student_after")
+ROLES: tuple[str, ...] = ("teacher", "student_before", "student_after")
 # What the student learned, by recipe; another package's speaks for itself.
 LEARNED = {
     "context": "to answer without the context",
@@ -38,36 +38,44 @@ CURVE_POINTS = 10
 NOT_THERE = "-"
 
 
-def write_report(folder: RunFolder, config: RunConfig) -> None:
-    """Write `report.md` from what the run folder holds; sections whose files are missing say so.
+class Section(NamedTuple):
+    """A part of the report."""
 
-    Raises:
-        RunFolderError: it cannot be written.
-    """
-    manifest = folder.manifest()
-    metrics = folder.read_json("eval", "metrics.json") if folder.exists("eval", "metrics.json") else {}
-    sections = [
-        ("", _summary(config, metrics)),
-        ("Result", _result(metrics)),
-        ("What was run", _what_was_run(config)),
-        ("Rows", _rows(manifest)),
-        ("What the teacher gave", _recipe_figures(manifest)),
-        ("Training", _training(folder, manifest)),
-        ("Who is taken for whom", _confusion(metrics)),
-        ("Worst examples", _worst(folder, config)),
-        ("Cost", _cost(manifest)),
-        ("Reproduce", _reproduce(folder, config, manifest)),
+    title: str
+    """"" stands at the top."""
+
+    text: str
+    """Markdown, in which other people's text is escaped."""
+
+
+def sections(folder: RunFolder, config: RunConfig) -> list[Section]:
+    """All that there is something to say about; sections whose files are missing say so."""
+    manifest, metrics = folder.manifest(), evaluated(folder)
+    found = [
+        Section("", _summary(config, metrics)),
+        Section("Result", _result(metrics)),
+        Section("What was run", _what_was_run(config)),
+        Section("Rows", _rows(manifest)),
+        Section("What the teacher gave", _recipe_figures(manifest)),
+        Section("Training", _training(folder, manifest)),
+        Section("Who is taken for whom", _confusion(metrics)),
+        Section("Worst examples", _worst(folder, config)),
+        Section("Cost", _cost(manifest)),
+        Section("Reproduce", _reproduce(folder, config, manifest)),
     ]
-    parts = [f"# {cell(config.name)}"]
-    parts += [f"## {title}\n\n{text}" if title else text for title, text in sections if text]
-    folder.write_bytes(("\n\n".join(parts) + "\n").encode(), "report.md")
+    return [section for section in found if section.text]
+
+
+def evaluated(folder: RunFolder) -> dict[str, Any]:
+    """`eval/metrics.json`; {} before the evaluation."""
+    return folder.read_json("eval", "metrics.json") if folder.exists("eval", "metrics.json") else {}
 
 
 def summary_table(metrics: Mapping[str, Any]) -> Table:
     """The result for the terminal, from the content of `eval/metrics.json`."""
     shown = Table(title=f"{metrics['num_rows']} held-out rows", title_justify="left")
     shown.add_column("")
-    for role in _role_titles(metrics):
+    for role in role_titles(metrics):
         shown.add_column(role, justify="right")
     for row in _result_rows(metrics):
         shown.add_row(*(text.replace(" [", "\n[").replace(" (", "\n(") for text in row))  # fits 80 columns
@@ -80,7 +88,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "Not evaluated yet: run `distill-ray evaluate`."
-    titles = dict(zip(ROLES, _role_titles(metrics), strict=True))
+    titles = dict(zip(ROLES, role_titles(metrics), strict=True))
     rewards = metrics.get("reward")
     if rewards and metrics.get("teacher") is None:  # no answer is the right one: what counts is the reward
         what = "Mean reward"
@@ -121,13 +129,13 @@ def _result(metrics: Mapping[str, Any]) -> str:
         )
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
-    return table(["", *_role_titles(metrics)], _result_rows(metrics)) + "\n\n" + " ".join(notes)
+    return table(["", *role_titles(metrics)], _result_rows(metrics)) + "\n\n" + " ".join(notes)
 
 
 def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """One row per metric that anybody has, then the length of prompts."""
     rows = []
-    for name, title in _titles(metrics).items():
+    for name, title in metric_titles(metrics).items():
         figures = [_figure(metrics.get(role), name) for role in ROLES]
         if any(figure != NOT_THERE for figure in figures):
             rows.append([title, *figures])
@@ -140,7 +148,7 @@ def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     return [*rows, ["prompt tokens per request", f"{before:.1f}", f"{after:.1f}", saving]]
 
 
-def _titles(metrics: Mapping[str, Any]) -> dict[str, str]:
+def metric_titles(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What the rows are called: ours, then the metrics of other packages by their own names."""
     names = [name for role in ROLES for name in metrics.get(role) or {}]
     theirs = [name for name in names if f"{name}_low" in names and name not in METRICS]
@@ -177,7 +185,8 @@ def _has_context(metrics: Mapping[str, Any]) -> bool:
     return metrics.get("recipe", "context") == "context"
 
 
-def _role_titles(metrics: Mapping[str, Any]) -> list[str]:
+def role_titles(metrics: Mapping[str, Any]) -> list[str]:
+    """What the ROLES are called."""
     return ["teacher, with context" if _has_context(metrics) else "teacher", "student before", "student after"]
 
 
@@ -249,15 +258,15 @@ def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     )
     loss = figures.get("validation_loss")
     text += f" (validation loss {loss:.4f})." if isinstance(loss, float) else "."
-    curve = _curve(folder, last_step=figures.get("steps"))
+    curve = _curve(training_points(folder, figures.get("steps")))
     if curve:
         rows = [[str(step), *(_loss(point.get(name)) for name in ("loss", "validation_loss"))] for step, point in curve]
         text += "\n\n" + table(["step", "training loss", "validation loss"], rows)
     return text
 
 
-def _curve(folder: RunFolder, last_step: int | None) -> list[tuple[int, dict[str, Any]]]:
-    """At most CURVE_POINTS steps over the whole training, those with a validation first.
+def training_points(folder: RunFolder, last_step: int | None) -> dict[int, dict[str, Any]]:
+    """What `metrics.jsonl` has of each step of the training, in order.
 
     After a restart some steps were done twice: the later record counts. Steps beyond the last one are of an
     earlier and longer training in the same folder.
@@ -270,9 +279,13 @@ def _curve(folder: RunFolder, last_step: int | None) -> list[tuple[int, dict[str
             continue  # the line that was being written when the run was killed
         if record.get("stage") == "train" and isinstance(record.get("step"), int):
             points.setdefault(record["step"], {}).update(record)
-    steps = sorted(step for step in points if last_step is None or step <= last_step)
-    validated = [step for step in steps if "validation_loss" in points[step]]
-    chosen = validated if len(validated) > 1 else steps
+    return {step: points[step] for step in sorted(points) if last_step is None or step <= last_step}
+
+
+def _curve(points: Mapping[int, dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """At most CURVE_POINTS steps over the whole training, those with a validation first."""
+    validated = [step for step in points if "validation_loss" in points[step]]
+    chosen = validated if len(validated) > 1 else list(points)
     num_shown = min(CURVE_POINTS, len(chosen))
     indexes = {round(i * (len(chosen) - 1) / max(1, num_shown - 1)) for i in range(num_shown)}
     return [(chosen[index], points[chosen[index]]) for index in sorted(indexes)]

@@ -1,0 +1,126 @@
+"""The report's page: it says what `report.md` says, opens offline, and nothing that a model wrote becomes markup."""
+
+from __future__ import annotations
+
+import html
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.reporting.charts import charts, intervals, learning_curve, prompt_lengths, rejects, rewards
+from distill_ray.pipeline.reporting.markdown import text_table
+from distill_ray.pipeline.reporting.page import as_html
+from distill_ray.pipeline.reporting.report import write_report
+from distill_ray.pipeline.reporting.sections import sections
+from tests.unit.test_report import config, run  # noqa: F401  (a fixture)
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Reader(HTMLParser):
+    """The tags of a page, its text, and what its tags point to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+        self.targets: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def page_of(folder: RunFolder, **keys: Any) -> Reader:
+    write_report(folder, config(**keys))
+    return Reader(folder.read_bytes("report.html").decode())
+
+
+def texts_of(svg: str) -> list[str]:
+    """What is written in a picture."""
+    return ["".join(text.itertext()) for text in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_every_cell_of_the_markdown_is_on_the_page(run: RunFolder) -> None:  # noqa: F811
+    page = page_of(run)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", run.read_bytes("report.html").decode(), flags=re.DOTALL)
+    shown = {html.unescape(re.sub(r"<[^>]+>", "", text)).strip() for text in cells}
+    said = run.read_bytes("report.md").decode()
+    for text in ("0.950 [0.850, 1.000]", "400.0", "48,000", "1m 01s", "abc123", "2.60.0", "0.1333"):
+        assert text in said
+        assert text in shown
+    assert {"svg", "table", "section"} <= page.tags
+    assert [section.title for section in sections(run, config())][1:] == re.findall(
+        r"<h2>(.*?)</h2>", run.read_bytes("report.html").decode()
+    )
+
+
+def test_the_page_needs_nobody_and_runs_nothing(run: RunFolder) -> None:  # noqa: F811
+    page = page_of(run)
+    assert not page.tags & {"script", "img", "iframe", "link", "object", "form", "a"}
+    assert all(target.startswith("#") for target in page.targets)  # the shapes inside a picture
+    assert "default-src 'none'" in run.read_bytes("report.html").decode()
+
+
+def test_what_a_model_wrote_is_text_on_the_page(run: RunFolder) -> None:  # noqa: F811
+    assert "<script>alert(1)</script> *x* [l](u)" in "".join(page_of(run).texts)
+
+
+@given(st.text())
+def test_no_text_becomes_markup(text: str) -> None:
+    tags = Reader(as_html(text_table(["a", "b"], [["x", text]]))).tags
+    assert tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
+
+
+def test_a_run_that_has_hardly_begun_has_a_page_without_pictures(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert "svg" not in page_of(folder).tags
+    assert not any(charts(folder).values())
+
+
+def test_pictures_say_what_the_files_say(run: RunFolder) -> None:  # noqa: F811
+    shown = charts(run)
+    assert {title: len(drawn) for title, drawn in shown.items()} == {
+        "Result": 2,
+        "Rows": 1,
+        "What the teacher gave": 0,
+        "Training": 1,
+    }
+    assert {"exact match", "agreement with the teacher", "student after"} <= set(texts_of(shown["Result"][0]))
+    assert {"before", "after"} <= set(texts_of(shown["Result"][1]))
+    assert {"cut_off", "2", "empty_answer", "1"} <= set(texts_of(shown["Rows"][0]))
+    assert {"training", "validation", "kept"} <= set(texts_of(shown["Training"][0]))
+    for drawn in shown.values():
+        assert not any("#0" in svg and "var(--" not in svg for svg in drawn)
+
+
+def test_a_point_stands_where_its_value_is() -> None:
+    """Three metrics' values, found again from the places of the points between those of 0 and 1."""
+    figures = {"exact_match": 0.0, "agreement": 0.25, "token_f1": 1.0}
+    ends = {f"{name}_{end}": value for name, value in figures.items() for end in ("low", "high")}
+    svg = intervals({"student_after": {**figures, **ends}})
+    groups = [group.findall(f"{SVG}use") for group in ET.fromstring(svg).iter(f"{SVG}g")]
+    [points] = [uses for uses in groups if len(uses) == 3 and len({use.get("y") for use in uses}) == 3]
+    zero, quarter, one = (float(use.get("x", "")) for use in points)
+    assert (quarter - zero) / (one - zero) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    assert intervals({}) == rejects({}) == rewards(None) == rewards({"scored": 0}) == learning_curve({}, None) == ""
+    assert prompt_lengths(RunFolder(tmp_path / "run")) == ""
+    assert learning_curve({1: {"loss": float("nan")}, 2: {"loss": None}, 3: {"loss": 1.0}}, 1) == ""
+
+
+def test_a_dollar_in_a_reason_is_a_dollar() -> None:
+    assert "costs $5 and $6" in texts_of(rejects({"rejects": {"costs $5 and $6": 3}}))
