@@ -190,7 +190,7 @@ def test_pairs_are_neither_lost_nor_doubled_on_a_bad_day(faulty: FaultyS3) -> No
 def test_a_store_that_only_fails_is_one_message_after_so_many_tries(faulty: FaultyS3, fault: Fault) -> None:
     faulty.plan = lambda method, path, turn: fault
     with pytest.raises(
-        RunFolderError, match=r"^s3://bucket/run: .* failed 9 times, last with: .*Finished work is kept"
+        RunFolderError, match=r"^s3://bucket/run: .* failed 9 times, last with: .*What was finished there is kept"
     ):
         RunFolder("s3://bucket/run").write_bytes(b"x", "file")
     assert len(faulty.asked) == s3.TRIES

@@ -214,11 +214,12 @@ def test_where_one_of_two_workers_has_room_it_takes_the_steps_of_both(
     ("before", "zero_stage", "student"),
     [
         (2, 2, {}),
-        pytest.param(1, 2, {}, marks=pytest.mark.slow),
-        pytest.param(2, 3, {"lora": {"rank": 4}}, marks=pytest.mark.slow),
+        (1, 2, {}),
+        (2, 3, {"lora": {"rank": 4}}),
     ],
     ids=["2 then 1", "1 then 2", "2 then 1, ZeRO 3, adapters"],
 )
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_another_number_of_workers(
     trained: tuple[RunFolder, dict[str, Any]],
     tiny_model: Path,
