@@ -142,7 +142,11 @@ def write_config(folder: Path, num_rows: int, rows_per_partition: int, teacher: 
         "recipe": RECIPES[calls],
         "data": {"source": str(folder / "rows.parquet")},
         "teacher": {"type": "fake", "cpus": 0.01, **teacher},
-        "generate": {"rows_per_partition": rows_per_partition, "flush_s": 5.0},  # as on a store
+        "generate": {
+            "rows_per_partition": rows_per_partition,
+            "flush_s": 5.0,  # as on a store
+            "max_reject_frac": 1.0,  # what is answered does not matter
+        },
     }
     (folder / "config.json").write_text(json.dumps(raw))
     return folder / "config.json"
@@ -363,11 +367,7 @@ STEPS = {
 
 def measure_start(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """See the module docstring."""
-    config = write_config(folder, 64, 64, {})
-    raw = json.loads(config.read_text())
-    raw["teacher"] = {"type": "vllm", "model": "demo", "sampling": {"max_tokens": 64}}
-    raw["generate"]["max_reject_frac"] = 1.0
-    config.write_text(json.dumps(raw))
+    config = write_config(folder, 64, 64, {"type": "vllm", "model": "demo", "cpus": 1, "sampling": {"max_tokens": 64}})
     found = []
     for turn in range(options.turns):
         run = folder / f"run{turn}"

@@ -86,25 +86,38 @@ def streaming_teacher(sent: dict[str, Any]) -> Reply:
     return Reply(body=text, headers={"content-type": "text/event-stream"})
 
 
+def house(folder: Path, teacher: ScriptedServer, **serve: Any) -> dict[str, Any]:
+    """The config of a service of two routers, whose teacher streams and whose student says what it is asked."""
+    router = {"replicas": 2, "cpus": 0.1, **serve.pop("router", {})}
+    collect = {"flush_s": 0.5, **serve.pop("collect", {})}
+    return {
+        "name": "house",
+        "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
+        "data": {"source": "unused.jsonl"},
+        "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
+        "serve": {
+            "folder": str(folder / "service"),
+            "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
+            "router": router,
+            "headers": True,
+            "collect": collect,
+            **serve,
+        },
+    }
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, embedder_cache: Path) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("house")
     bundle = make_bundle(folder / "bundle-one", ONE)
     with ScriptedServer(chat=streaming_teacher) as teacher:
-        raw = {
-            "name": "house",
-            "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
-            "data": {"source": "unused.jsonl"},
-            "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
-            "serve": {
-                "folder": str(folder / "service"),
-                "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
-                "router": {"replicas": 2, "cpus": 0.1, "student_timeout_s": 3.0},
-                "headers": True,
-                "collect": {"flush_s": 0.5, "spool_mb": 0.2},
-                "drift": {"share": 1.0},  # of bundles that were measured: of the last one here
-            },
-        }
+        raw = house(
+            folder,
+            teacher,
+            router={"student_timeout_s": 3.0},
+            collect={"spool_mb": 0.2},
+            drift={"share": 1.0},  # of bundles that were measured: of the last one here
+        )
         with serving(folder, raw, "--bundle", str(bundle)) as running:
             running.teacher = teacher
             until(lambda: running.status()["num_routers"] == 2)

@@ -14,7 +14,16 @@ from distill_ray.config.serve import StoreConfig
 from distill_ray.serving.collecting.store import Selection, make_store
 from tests.integration.faulty_s3 import FaultyS3
 from tests.integration.running_service import Service, serving, until
-from tests.integration.test_service import ONE, UNLIKE, Load, by_the_student, make_bundle, says, streaming_teacher
+from tests.integration.test_service import (
+    ONE,
+    UNLIKE,
+    Load,
+    by_the_student,
+    house,
+    make_bundle,
+    says,
+    streaming_teacher,
+)
 from tests.unit.scripted_server import ScriptedServer
 from tests.unit.small_bundle import REQUESTS
 
@@ -26,20 +35,7 @@ PLACE = "s3://bucket/house"
 def service(faulty: FaultyS3, embedder_cache: Path, tmp_path: Path) -> Iterator[Service]:
     """Without a bundle. Where the bucket is stands in the environment, which all its processes inherit."""
     with ScriptedServer(chat=streaming_teacher) as teacher:
-        raw = {
-            "name": "house",
-            "recipe": {"type": "context", "context": {"text": "You are a home assistant."}},
-            "data": {"source": "unused.jsonl"},
-            "teacher": {"type": "openai", "model": "big", "base_url": teacher.base_url, "api_key_env": None},
-            "serve": {
-                "folder": str(tmp_path / "service"),
-                "bundles": f"{PLACE}/bundles",
-                "student": {"type": "fake", "answer": "{{ query }}", "cpus": 0.1},
-                "router": {"replicas": 2, "cpus": 0.1},
-                "headers": True,
-                "collect": {"flush_s": 0.5, "store": {"url": f"{PLACE}/pairs"}},
-            },
-        }
+        raw = house(tmp_path, teacher, bundles=f"{PLACE}/bundles", collect={"store": {"url": f"{PLACE}/pairs"}})
         with serving(tmp_path, raw) as running:
             until(lambda: running.status()["num_routers"] == 2)
             yield running

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.reporting.charts import charts, intervals, learning_curve, prompt_lengths, rejects, rewards
+from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import text_table
 from distill_ray.pipeline.reporting.page import as_html
 from distill_ray.pipeline.reporting.report import write_report
@@ -61,7 +62,7 @@ def test_every_cell_of_the_markdown_is_on_the_page(run: RunFolder) -> None:  # n
         assert text in said
         assert text in shown
     assert {"svg", "table", "section"} <= page.tags
-    assert [section.title for section in sections(run, config())][1:] == re.findall(
+    assert [section.title for section in sections(Facts(run, config()))][1:] == re.findall(
         r"<h2>(.*?)</h2>", run.read_bytes("report.html").decode()
     )
 
@@ -86,11 +87,11 @@ def test_no_text_becomes_markup(text: str) -> None:
 def test_a_run_that_has_hardly_begun_has_a_page_without_pictures(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert "svg" not in page_of(folder).tags
-    assert not any(charts(folder).values())
+    assert not any(charts(Facts(folder, config())).values())
 
 
 def test_pictures_say_what_the_files_say(run: RunFolder) -> None:  # noqa: F811
-    shown = charts(run)
+    shown = charts(Facts(run, config()))
     assert {title: len(drawn) for title, drawn in shown.items()} == {
         "Result": 2,
         "Rows": 1,
@@ -118,7 +119,7 @@ def test_a_point_stands_where_its_value_is() -> None:
 
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     assert intervals({}) == rejects({}) == rewards(None) == rewards({"scored": 0}) == learning_curve({}, None) == ""
-    assert prompt_lengths(RunFolder(tmp_path / "run")) == ""
+    assert prompt_lengths(Facts(RunFolder(tmp_path / "run"), config()).predictions) == ""
     assert learning_curve({1: {"loss": float("nan")}, 2: {"loss": None}, 3: {"loss": 1.0}}, 1) == ""
 
 

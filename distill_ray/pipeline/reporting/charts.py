@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.recipe_figures import QUANTILES
-from distill_ray.pipeline.reporting.sections import ROLES, evaluated, metric_titles, role_titles, training_points
+from distill_ray.pipeline.reporting.facts import Facts
+from distill_ray.pipeline.reporting.sections import ROLES, metric_titles, role_titles
 
 # Drawn with these, printed with the page's own.
 _TEXT, _MUTED, _AFTER, _BEFORE = "#010203", "#020304", "#030405", "#040506"
@@ -23,15 +23,14 @@ _DECADES = 30.0  # from which factor on losses are drawn by their logarithm
 _LANE = 0.22  # between those who answered, of the space between two metrics
 
 
-def charts(folder: RunFolder) -> dict[str, list[str]]:
+def charts(facts: Facts) -> dict[str, list[str]]:
     """Pictures by the title of the section that they belong to."""
-    manifest, metrics = folder.manifest(), evaluated(folder)
-    train = manifest.get("train") or {}
+    revisions = facts.manifest.get("recipe_figures", {}).get("revisions")
     found = {
-        "Result": [intervals(metrics), prompt_lengths(folder)],
-        "Rows": [rejects(manifest)],
-        "What the teacher gave": [rewards(manifest.get("recipe_figures", {}).get("revisions"))],
-        "Training": [learning_curve(training_points(folder, train.get("steps")), train.get("kept_step"))],
+        "Result": [intervals(facts.metrics), prompt_lengths(facts.predictions)],
+        "Rows": [rejects(facts.manifest)],
+        "What the teacher gave": [rewards(revisions)],
+        "Training": [learning_curve(facts.training_points, facts.train.get("kept_step"))],
     }
     return {title: [chart for chart in drawn if chart] for title, drawn in found.items()}
 
@@ -58,13 +57,10 @@ def intervals(metrics: Mapping[str, Any]) -> str:
     return picture[0]
 
 
-def prompt_lengths(folder: RunFolder) -> str:
+def prompt_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
     """Tokens of the held-out rows' prompts, before and after."""
-    if not folder.exists("eval", "predictions.parquet"):
-        return ""
     columns = {"prompt_tokens_before": ("before", _BEFORE), "prompt_tokens_after": ("after", _AFTER)}
-    table = folder.read_table("eval", "predictions.parquet", columns=list(columns))
-    lengths = {name: [n for n in table[name].to_pylist() if n is not None] for name in columns}
+    lengths = {name: [row[name] for row in predictions if row[name] is not None] for name in columns}
     if not any(lengths.values()):
         return ""
     longest = max(max(values, default=0) for values in lengths.values())

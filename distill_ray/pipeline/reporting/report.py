@@ -5,6 +5,7 @@ from __future__ import annotations
 from distill_ray.config import RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.reporting.charts import charts
+from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell
 from distill_ray.pipeline.reporting.page import page
 from distill_ray.pipeline.reporting.sections import sections
@@ -16,8 +17,9 @@ def write_report(folder: RunFolder, config: RunConfig) -> None:
     Raises:
         RunFolderError: one of them cannot be written.
     """
-    said = sections(folder, config)
+    facts = Facts(folder, config)
+    said = sections(facts)
     parts = [f"# {cell(config.name)}"]
     parts += [f"## {title}\n\n{text}" if title else text for title, text in said]
     folder.write_bytes(("\n\n".join(parts) + "\n").encode(), "report.md")
-    folder.write_bytes(page(config.name, said, charts(folder)).encode(), "report.html")
+    folder.write_bytes(page(config.name, said, charts(facts)).encode(), "report.html")

@@ -18,6 +18,7 @@ from distill_ray.config import FilesDataConfig, NoEngineConfig, RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
+from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 
 ROLES: tuple[str, ...] = ("teacher", "student_before", "student_after")
@@ -48,27 +49,22 @@ class Section(NamedTuple):
     """Markdown, in which other people's text is escaped."""
 
 
-def sections(folder: RunFolder, config: RunConfig) -> list[Section]:
+def sections(facts: Facts) -> list[Section]:
     """All that there is something to say about; sections whose files are missing say so."""
-    manifest, metrics = folder.manifest(), evaluated(folder)
+    config, manifest, metrics = facts.config, facts.manifest, facts.metrics
     found = [
         Section("", _summary(config, metrics)),
         Section("Result", _result(metrics)),
         Section("What was run", _what_was_run(config)),
         Section("Rows", _rows(manifest)),
         Section("What the teacher gave", _recipe_figures(manifest)),
-        Section("Training", _training(folder, manifest)),
+        Section("Training", _training(facts)),
         Section("Who is taken for whom", _confusion(metrics)),
-        Section("Worst examples", _worst(folder, config)),
+        Section("Worst examples", _worst(facts)),
         Section("Cost", _cost(manifest)),
-        Section("Reproduce", _reproduce(folder, config, manifest)),
+        Section("Reproduce", _reproduce(facts)),
     ]
     return [section for section in found if section.text]
-
-
-def evaluated(folder: RunFolder) -> dict[str, Any]:
-    """`eval/metrics.json`; {} before the evaluation."""
-    return folder.read_json("eval", "metrics.json") if folder.exists("eval", "metrics.json") else {}
 
 
 def summary_table(metrics: Mapping[str, Any]) -> Table:
@@ -248,8 +244,8 @@ def _quantile_title(name: str, share: float) -> str:
     return name if share in (0.0, 1.0) else f"{100 * share:.0f} %"
 
 
-def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
-    figures = manifest.get("train")
+def _training(facts: Facts) -> str:
+    figures = facts.train
     if not figures:
         return "Nothing trained yet."
     text = (
@@ -258,28 +254,11 @@ def _training(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     )
     loss = figures.get("validation_loss")
     text += f" (validation loss {loss:.4f})." if isinstance(loss, float) else "."
-    curve = _curve(training_points(folder, figures.get("steps")))
+    curve = _curve(facts.training_points)
     if curve:
         rows = [[str(step), *(_loss(point.get(name)) for name in ("loss", "validation_loss"))] for step, point in curve]
         text += "\n\n" + table(["step", "training loss", "validation loss"], rows)
     return text
-
-
-def training_points(folder: RunFolder, last_step: int | None) -> dict[int, dict[str, Any]]:
-    """What `metrics.jsonl` has of each step of the training, in order.
-
-    After a restart some steps were done twice: the later record counts. Steps beyond the last one are of an
-    earlier and longer training in the same folder.
-    """
-    points: dict[int, dict[str, Any]] = {}
-    for line in folder.read_bytes("metrics.jsonl").splitlines() if folder.exists("metrics.jsonl") else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written when the run was killed
-        if record.get("stage") == "train" and isinstance(record.get("step"), int):
-            points.setdefault(record["step"], {}).update(record)
-    return {step: points[step] for step in sorted(points) if last_step is None or step <= last_step}
 
 
 def _curve(points: Mapping[int, dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
@@ -309,12 +288,12 @@ def _confusion(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _worst(folder: RunFolder, config: RunConfig) -> str:
-    if not config.evaluate.worst or not folder.exists("eval", "predictions.parquet"):
+def _worst(facts: Facts) -> str:
+    most, predictions = facts.config.evaluate.worst, facts.predictions
+    if not most or not predictions:
         return ""
-    predictions = folder.read_table("eval", "predictions.parquet").to_pylist()
     if all(row["reference"] is None and row.get("reward_student_after") is not None for row in predictions):
-        return _least_rewarded(predictions, config.evaluate.worst)
+        return _least_rewarded(predictions, most)
     wrong = [row for row in predictions if not row["match"]]
     if not wrong:
         return "The student after training is right on every row."
@@ -324,7 +303,7 @@ def _worst(folder: RunFolder, config: RunConfig) -> str:
     if all(row["reference"] is None for row in wrong):
         names.remove("reference")
         header.remove("reference")
-    shown = [[row[name] for name in names] for row in wrong[: config.evaluate.worst]]
+    shown = [[row[name] for name in names] for row in wrong[:most]]
     return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(header, shown)
 
 
@@ -352,16 +331,17 @@ def _cost(manifest: Mapping[str, Any]) -> str:
     return table(["", ""], figures) if figures else ""
 
 
-def _reproduce(folder: RunFolder, config: RunConfig, manifest: Mapping[str, Any]) -> str:
+def _reproduce(facts: Facts) -> str:
+    folder, config, manifest = facts.folder, facts.config, facts.manifest
     config_path, run_dir = shlex.quote(folder.url("config.yaml")), shlex.quote(f"runs/{config.name}-again")
     commands = [f"distill-ray run {config_path} --run-dir {run_dir}", "", "# or stage by stage"]
     commands += [f"distill-ray {name} {config_path} --run-dir {run_dir}" for name in ("generate", "train", "evaluate")]
-    facts: list[Sequence[object]] = [["config.yaml", _hash_of(folder, "config.yaml")]]
-    facts += [["rows", _hash_of(folder, "rows", "plan.json")]]
-    facts += [["training", manifest.get("train", {}).get("fingerprint", NOT_THERE)]]
-    facts += [[f"{package} version", version] for package, version in manifest.get("versions", {}).items()]
-    facts += [[f"{name} seed", seed] for name, seed in _seeds(config, manifest).items()]
-    return code("\n".join(commands), "bash") + "\n\n" + text_table(["", ""], facts)
+    found: list[Sequence[object]] = [["config.yaml", _hash_of(folder, "config.yaml")]]
+    found += [["rows", _hash_of(folder, "rows", "plan.json")]]
+    found += [["training", facts.train.get("fingerprint", NOT_THERE)]]
+    found += [[f"{package} version", version] for package, version in manifest.get("versions", {}).items()]
+    found += [[f"{name} seed", seed] for name, seed in _seeds(config, manifest).items()]
+    return code("\n".join(commands), "bash") + "\n\n" + text_table(["", ""], found)
 
 
 def _seeds(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
