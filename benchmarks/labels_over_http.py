@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.waste import CountingServer
 from distill_ray.config import parse_config
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.reporting.sections import summary_table
+from distill_ray.pipeline.reporting.result import summary_table
 from distill_ray.pipeline.run import run
 
 HELD_OUT_GROUPS = 15  # of a hundred

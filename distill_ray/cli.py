@@ -304,21 +304,61 @@ def preview(
 
 
 @app.command()
-def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> None:
-    """Write `report.html` and `report.md` anew from the files of a run, and show the table.
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.html", help="Write the comparison of several runs as a page.")
+    ] = None,
+) -> None:
+    """Write a run's `report.html`, `report.md` and cards anew, and show its table; compare several runs.
 
-    Example: `distill-ray report runs/demo`
+    The first of several is what the others are held against, row by row where they were measured on the same.
+
+    Example: `distill-ray report runs/demo`, or `distill-ray report runs/a runs/b --out compared.html`
     """
+    from distill_ray.pipeline.reporting.facts import Facts
     from distill_ray.pipeline.reporting.report import write_report
-    from distill_ray.pipeline.reporting.sections import summary_table
+    from distill_ray.pipeline.reporting.result import summary_table
+    from distill_ray.pipeline.run import noted, stored_config
+
+    if len(run_dirs) > 1:
+        _compare(run_dirs, out)
+        return
+    folder = _existing(run_dirs[0])
+    facts = Facts(folder, stored_config(folder))
+    if not facts.metrics:
+        raise DistillError(
+            f"{run_dirs[0]}: not evaluated yet, or not since it changed; run `distill-ray evaluate CONFIG --run-dir "
+            f"{run_dirs[0]}` first"
+        )
+    if out is not None:
+        raise ConfigError("--out is for the comparison of several runs; the page of one is its report.html")
+    with noted(folder):
+        write_report(folder, facts.config)
+    console.print(summary_table(facts.metrics))
+    _wrote(_shown(folder.url("report.html")))
+
+
+def _compare(run_dirs: list[str], out: Path | None) -> None:
+    from distill_ray.pipeline.reporting.comparison import compare
+    from distill_ray.pipeline.reporting.facts import Facts
+    from distill_ray.pipeline.reporting.report import write_comparison
     from distill_ray.pipeline.run import stored_config
 
-    folder = _existing(run_dir)
-    if not folder.exists("eval", "metrics.json"):
-        raise DistillError(f"{run_dir}: not evaluated yet; run `distill-ray evaluate CONFIG --run-dir {run_dir}` first")
-    write_report(folder, stored_config(folder))
-    console.print(summary_table(folder.read_json("eval", "metrics.json")))
-    _wrote(folder.path("report.html"))
+    folders = {name.rstrip("/"): _existing(name) for name in run_dirs}
+    last = [name.rsplit("/", 1)[-1] for name in folders]
+    names = last if len(set(last)) == len(last) else list(folders)
+    runs = {name: Facts(f, stored_config(f)) for name, f in zip(names, folders.values(), strict=True)}
+    if len(runs) < 2:
+        raise ConfigError(f"report: {names[0]} was named twice; name another run to compare it with")
+    tables = compare(runs)
+    for table in tables:
+        console.print(table.for_terminal())
+        if table.note:
+            console.print(table.note, markup=False)
+    if out is not None:
+        write_comparison(out, runs, tables)
+        _wrote(str(out))
 
 
 @app.command()
@@ -402,7 +442,7 @@ def _existing(run_dir: str) -> RunFolder:
 
 def _finish(metrics: dict, root: str) -> None:
     from distill_ray.pipeline.folder import RunFolder
-    from distill_ray.pipeline.reporting.sections import summary_table
+    from distill_ray.pipeline.reporting.result import summary_table
 
     console.print(summary_table(metrics))
     m = RunFolder(root).manifest()

@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_ray.config.base import Config
+from distill_ray.config.engine import EngineConfig
 from distill_ray.plugins import Group, Name
 
 Metric = Annotated[
-    Literal["exact_match", "agreement", "token_f1", "equation", "reward", "loss"] | str, Name(Group.METRICS)
+    Literal["exact_match", "agreement", "token_f1", "equation", "reward", "win_rate", "loss"] | str,
+    Name(Group.METRICS),
 ]
 
 
@@ -20,7 +22,16 @@ class EvaluateConfig(Config):
     metrics: list[Metric] = ["exact_match", "agreement", "token_f1", "reward", "loss"]
     """exact_match: against `reference`, else the teacher. agreement: with the teacher. token_f1: word overlap.
     equation: both come to the same number. reward: of `recipe.reward`, where the recipe has one (no judge).
-    loss: mean nats per token on the teacher's answers."""
+    win_rate: how often a judge prefers the student's answer to the teacher's, each pair shown in both orders; for
+    answers of which none is the right one. loss: mean nats per token on the teacher's answers."""
+
+    judge: EngineConfig | None = None
+    """For `win_rate`: another model than the teacher, if you can, for models prefer their own words. Default: the
+    teacher."""
+
+    judge_prompt: str | None = None
+    """Sandboxed Jinja over `query`, `a` and `b`, that asks for [[A]], [[B]] or [[C]]. Default: that of a comparing
+    `recipe.reward`."""
 
     reference: str | None = None
     """Column with the gold answer."""

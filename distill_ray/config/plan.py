@@ -1,4 +1,5 @@
-"""`plan:` what is known before anything is rented: GPUs, prices, speeds. Only `distill-ray plan` reads it."""
+"""`plan:` what is known before anything is rented: GPUs, prices, speeds. `distill-ray plan` reads it, and the report's
+costs take the prices that are given."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class HardwareConfig(Config):
     """Of one GPU's memory, in 10^9 bytes per second."""
 
     price_per_hour: Price | None = None
-    """Of one GPU, with its share of the machine. The table has guesses at list prices in US dollars: give your own."""
+    """Of one GPU, with its share of the machine. The table has guesses at list prices in US dollars: give your own. The
+    report reckons with none but yours; what runs without a GPU it counts as one."""
 
     prompt_tokens_per_second: Positive | None = None
     """Prompt tokens that one replica of the engine reads per second. Default: estimated."""

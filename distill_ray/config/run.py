@@ -133,6 +133,11 @@ class RunConfig(Config):
         """The dotted key and the engine of who compares answers for calibration. Raises ConfigError, as above."""
         return self._the_teacher_or("calibrate.judge", self.calibrate.judge)
 
+    @property
+    def evaluation_judge(self) -> tuple[str, EngineConfig]:
+        """The same for `evaluate.metrics: [win_rate]`. Raises ConfigError, as above."""
+        return self._the_teacher_or("evaluate.judge", self.evaluate.judge)
+
     def _the_teacher_or(self, key: str, own: EngineConfig | None) -> tuple[str, EngineConfig]:
         if own is not None:
             return key, own

@@ -37,6 +37,7 @@ from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.evaluate import require_evaluation_engine
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import require_generation, reward_of
+from distill_ray.pipeline.judging import comparison_of
 from distill_ray.pipeline.planning.plan import find_files, plan_rows
 from distill_ray.pipeline.progress import say
 from distill_ray.pipeline.synthesize import Requests
@@ -68,8 +69,8 @@ def check(config: RunConfig, *others: Iterator[str]) -> Iterator[str]:
         yield from recipe_warnings(config)
     except InputError as error:
         wrong.append(error)
-    parts = _check_data(config, recipe), check_teacher(config), check_reward(config), check_student(config)
-    for part in (*parts, *others):
+    asked = check_teacher(config), check_reward(config), check_evaluation(config)
+    for part in (_check_data(config, recipe), *asked, check_student(config), *others):
         try:
             yield from part
         except InputError as error:
@@ -231,6 +232,14 @@ def check_judge(config: RunConfig) -> Iterator[str]:
     if config.calibrate.metric == "judge":
         key, engine = config.calibration_judge
         yield f"judge {_check_engine(engine, key)}"
+
+
+def check_evaluation(config: RunConfig) -> Iterator[str]:
+    """Whether who judges the student can be asked, where somebody is to. Raises ConfigError."""
+    if "win_rate" in config.evaluate.metrics:
+        comparison_of(config)  # its prompt
+        key, engine = config.evaluation_judge
+        yield f"judge of the evaluation: {_check_engine(engine, key)}"
 
 
 def check_reward(config: RunConfig) -> Iterator[str]:

@@ -34,9 +34,10 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generated_with
 from distill_ray.pipeline.held_out import held_out_rows
 from distill_ray.pipeline.helpers import batched_scorer, helper_needs, reward_of, start_helpers
+from distill_ray.pipeline.judging import judge_wins
 from distill_ray.pipeline.progress import Progress
-from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
+from distill_ray.pipeline.spending import spending
 from distill_ray.pipeline.training.train import require_current_student, trained_fingerprint
 from distill_ray.records import Answered, Message
 
@@ -57,20 +58,37 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     require_current_student(config, folder)
     most = config.evaluate.max_rows or sys.maxsize
     rows, unanswered = held_out_rows(config, folder, min(limit or most, most))
-    with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
-        gpus = required_gpus(config)
-        for name, source in (("student_before", None), ("student_after", folder)):
-            _answer(student_engine(config, source), gpus, folder, rows, name, progress)
-        for name, source in (("loss_before", None), ("loss_after", folder)):
-            _score(config, folder, source, rows, name, gpus)
-        _reward(config, folder, rows)
+    with spending(folder, "evaluate"):
+        answering_s = _ask_and_score(config, folder, rows)
+    if "win_rate" in config.evaluate.metrics:
+        judge_wins(config, folder, rows)
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
     seconds = {"evaluate": round(time.monotonic() - started, 2)}
-    folder.update_manifest({"seconds": seconds, "answered_with": answered_with(config, folder)})
-    write_report(folder, config)
+    answering = {"answers": len(rows), "seconds": answering_s}
+    folder.update_manifest(
+        {
+            "seconds": seconds,
+            "student_answering": answering,
+            "answered_with": answered_with(config, folder),
+            "evaluated": {"generated_with": generated_with(config), "trained_from": trained_fingerprint(folder)},
+        }
+    )
     return metrics
+
+
+def _ask_and_score(config: RunConfig, folder: RunFolder, rows: list[dict[str, Any]]) -> float:
+    """Set in each row what the students say and what that is worth. Returns how long the trained one answered, in
+    seconds from when it was loaded."""
+    with connected(), Progress("evaluate", total=2 * len(rows), unit="answers") as progress:
+        gpus = required_gpus(config)
+        _answer(student_engine(config, None), gpus, folder, rows, "student_before", progress)
+        answering_s = _answer(student_engine(config, folder), gpus, folder, rows, "student_after", progress)
+        for name, source in (("loss_before", None), ("loss_after", folder)):
+            _score(config, folder, source, rows, name, gpus)
+        _reward(config, folder, rows)
+    return answering_s
 
 
 def require_evaluation_engine(config: RunConfig) -> None:
@@ -169,8 +187,8 @@ def _answer(
     rows: list[dict[str, Any]],
     name: str,
     progress: Progress,
-) -> None:
-    """Set `row[name]` to the engine's answer, for all rows."""
+) -> float:
+    """Set `row[name]` to the engine's answer, for all rows. Returns the seconds from its start to the last answer."""
     engine = engine.model_copy(update={"gpus": gpus})
     before = progress.done
     items = [{"number": n, "messages": row["messages"]} for n, row in enumerate(rows)]
@@ -183,9 +201,11 @@ def _answer(
         **engine_options(engine, gpus),
     )
     progress.update(before, model=name.replace("_", " "))
+    seconds = 0.0
     try:
         for count, answer in enumerate(dataset.iter_rows(), start=1):
             rows[answer["number"]][name] = answer["text"]
+            seconds = max(seconds, answer["seconds"])
             progress.update(before + count, model=name.replace("_", " "))
     except Exception as error:
         # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
@@ -194,6 +214,7 @@ def _answer(
             where = keep_traceback(error, folder)
             raise DistillError(f"evaluation failed inside Ray: {raised_by(error)}; {where}") from error
         raise ours from None
+    return round(seconds, 2)
 
 
 class AnswerWorker:
@@ -203,15 +224,20 @@ class AnswerWorker:
         redirect_output(folder, f"evaluate-{name}-{os.getpid()}")
         self._config = config
         self._engine = make_engine(config)
-        self._starting: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[float] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Answer one batch of {number, messages}."""
+        """Answer one batch of {number, messages}: `text`, and `seconds` since the engine was ready."""
         if self._starting is None:
-            self._starting = asyncio.create_task(self._engine.start())
-        await asyncio.shield(self._starting)
+            self._starting = asyncio.create_task(self._start())
+        ready_at = await asyncio.shield(self._starting)
         texts = await asyncio.gather(*(self._text(messages) for messages in batch["messages"]))
-        yield {"number": batch["number"], "text": list(texts)}
+        seconds = time.monotonic() - ready_at
+        yield {"number": batch["number"], "text": list(texts), "seconds": [seconds] * len(texts)}
+
+    async def _start(self) -> float:
+        await self._engine.start()
+        return time.monotonic()
 
     async def _text(self, messages: Any) -> str:
         try:

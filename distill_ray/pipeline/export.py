@@ -16,7 +16,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +24,9 @@ import pyarrow.parquet as pq
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import say
+from distill_ray.pipeline.reporting.cards import dataset_card
+from distill_ray.pipeline.reporting.facts import Facts
+from distill_ray.pipeline.run import stored_config
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("messages", "dataset")
@@ -155,19 +157,7 @@ def _write_dataset(folder: RunFolder, path: Path, splits: tuple[str, ...]) -> di
         for number, table in enumerate(_tables(folder, split)):
             pq.write_table(table.replace_schema_metadata(None), path / "data" / f"{split}-{number:05d}.parquet")
             counts[split] += table.num_rows
-    (path / "README.md").write_text(_card(folder.manifest(), counts), encoding="utf-8")
+    files = {split: f"data/{split}-*.parquet" for split, count in counts.items() if count}
+    card = dataset_card(Facts(folder, stored_config(folder)), counts, files)
+    (path / "README.md").write_text(card, encoding="utf-8")
     return counts
-
-
-def _card(manifest: dict[str, Any], counts: dict[str, int]) -> str:
-    """The card, whose head tells `datasets` which file is of which split."""
-    files = "".join(
-        f"      - split: {split}\n        path: data/{split}-*.parquet\n" for split, count in counts.items() if count
-    )
-    sizes = "".join(f"- {split}: {count}\n" for split, count in counts.items() if count)
-    version = manifest.get("versions", {}).get("distill-ray", "")
-    head = f"---\nconfigs:\n  - config_name: default\n    data_files:\n{files}---\n\n"
-    return (
-        f"{head}# {manifest.get('name', 'examples')}\n\n"
-        f"Made by distill-ray {version}. `messages` ends with the answer to learn.\n\n{sizes}"
-    )

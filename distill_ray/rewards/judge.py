@@ -30,18 +30,17 @@ class JudgeReward:
     """See the module docstring. Calls go through the ledger like the teacher's.
 
     Raises:
-        ConfigError: the prompt does not compile or does not show what is judged.
+        ConfigError: the prompt does not compile or does not show what is judged. `key` is its dotted key.
     """
 
-    def __init__(self, config: JudgeRewardConfig) -> None:
+    def __init__(self, config: JudgeRewardConfig, key: str = "recipe.reward.prompt") -> None:
         self._config = config
         default = JUDGE_PROMPT if config.mode == "rating" else COMPARISON_PROMPT
-        self._prompt = TextTemplate(config.prompt or default, key="recipe.reward.prompt")
+        self._prompt = TextTemplate(config.prompt or default, key=key)
         shown = {"answer"} if config.mode == "rating" else {"a", "b"}
         if missing := shown - self._prompt.columns:
             raise ConfigError(
-                f"recipe.reward.prompt: a {config.mode} has to show {' and '.join(sorted(missing))} "
-                f"({{{{ {sorted(missing)[0]} }}}})"
+                f"{key}: a {config.mode} has to show {' and '.join(sorted(missing))} ({{{{ {sorted(missing)[0]} }}}})"
             )
 
     async def rate(self, item: Answered, judge: Answerer) -> float:

@@ -13,8 +13,11 @@ from distill_ray.errors import ConfigError, DistillError
 from distill_ray.pipeline.export import export
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.plan import plan_rows
+from distill_ray.pipeline.run import write_origin
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Example, Split, examples_table
+
+RAW = {"recipe": {"context": {"text": "x"}}, "teacher": {"type": "fake"}}
 
 
 @pytest.fixture
@@ -28,6 +31,7 @@ def run(tmp_path: Path) -> RunFolder:
             for i, split in enumerate(splits)
         ]
         folder.write_table(examples_table(examples), "examples", f"{partition:05d}.parquet")
+    write_origin(parse_config({**RAW, "data": {"source": "queries.jsonl"}}), folder)
     return folder
 
 
@@ -44,8 +48,7 @@ def test_messages_end_with_the_answer_and_are_of_the_training_split(run: RunFold
 def test_what_is_exported_can_be_a_source_again(run: RunFolder, tmp_path: Path) -> None:
     export(run, tmp_path / "train.jsonl", "messages", None)
     raw = {
-        "recipe": {"context": {"text": "x"}},
-        "teacher": {"type": "fake"},
+        **RAW,
         "data": {"source": str(tmp_path / "train.jsonl"), "layout": "messages"},
         "evaluate": {"reference": "answer"},
     }

@@ -25,7 +25,7 @@ from distill_ray.pipeline.generate import generation_fingerprint
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.planning.readers import read_rows
 from distill_ray.pipeline.planning.sources import resolve
-from distill_ray.pipeline.reporting.sections import summary_table
+from distill_ray.pipeline.reporting.result import summary_table
 from distill_ray.pipeline.run import versions
 from distill_ray.pipeline.scoring import score_predictions
 from distill_ray.plugins import Group

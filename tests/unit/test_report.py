@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from rich.console import Console
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.reporting.costs import costs
+from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table
 from distill_ray.pipeline.reporting.report import write_report
-from distill_ray.pipeline.reporting.sections import summary_table
-from distill_ray.pipeline.scoring import score_predictions
+from distill_ray.pipeline.reporting.result import summary_table
+from distill_ray.pipeline.scoring import PREDICTION_SCHEMA, score_predictions
 
 NASTY = "a | b\n`code` <script>alert(1)</script> *x* [l](u) \x1b[31m"
 
@@ -52,6 +56,7 @@ def predictions(reference: bool = True) -> list[dict[str, Any]]:
                 "loss_after": 0.1,
                 "prompt_tokens_before": 400,
                 "prompt_tokens_after": 20,
+                "completion_ids": [7] * (1 + number % 3),
             }
         )
     return rows
@@ -66,7 +71,11 @@ MANIFEST = {
     "teacher_calls_replayed": 17,
     "prompt_tokens": 48_000,
     "completion_tokens": 1_234,
-    "seconds": {"generate": 61.0, "train": 5.0},
+    "spent": {
+        "generate": {"seconds": 61.0, "replica_seconds": 122.0, "calls": 100},
+        "train": {"seconds": 5.0, "replica_seconds": 10.0},
+    },
+    "student_answering": {"answers": 20, "seconds": 2.0},
     "versions": {"ray": "2.60.0"},
     "seeds": {"sampling": 11},
     "train": {
@@ -100,7 +109,7 @@ def put_evaluation(folder: RunFolder, config: RunConfig, rows: list[dict[str, An
     metrics, records = score_predictions(config, rows)
     folder.write_json(MANIFEST, "manifest.json")
     folder.write_json(metrics, "eval", "metrics.json")
-    folder.write_table(pa.Table.from_pylist(records), "eval", "predictions.parquet")
+    folder.write_table(pa.Table.from_pylist(records, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     return metrics
 
 
@@ -131,6 +140,9 @@ def written(folder: RunFolder, **keys: Any) -> str:
         "| answers that cost it nothing (`calls/`, or shared by equal prompts) | 17 |",
         "| prompt tokens of all these answers | 48,000 |",
         "| time, generate | 1m 01s |",
+        "| engines or workers, generate | 0.0339 hours |",
+        "| prompt tokens saved per request | 380.0 |",
+        "No prices are given.",
         "config.yaml --run-dir runs/language-id-again",
         "| training | abc123 |",
         "| ray version | 2.60.0 |",
@@ -244,3 +256,60 @@ def test_where_no_answer_is_the_right_one_the_report_speaks_of_rewards(tmp_path:
     worst = text.partition("The lowest rewards first.")[2]
     assert worst.index("r19") < worst.index("r18") < worst.index("r00")
     assert "rows are wrong" not in text
+
+
+# -- every number ----------------------------------------------------------------------------------------------------
+
+
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+
+
+def numbers_of(value: Any) -> list[float]:
+    """All that a file holds, in texts too."""
+    if isinstance(value, bool) or value is None:
+        return []
+    if isinstance(value, int | float):
+        return [float(value)]
+    if isinstance(value, str):
+        return [float(found.replace(",", "")) for found in NUMBER.findall(value)]
+    inner = value.values() if isinstance(value, dict) else value
+    return [number for each in inner for number in numbers_of(each)]
+
+
+def is_one_of(text: str, known: list[float]) -> bool:
+    """Whether a number as it is printed is one of the known ones, rounded like it."""
+    digits = len(text.partition("e")[0].partition(".")[2])
+    shown = float(text.replace(",", ""))
+    return any(abs(shown - number) <= 0.5000001 * 10**-digits for number in known)
+
+
+def test_every_number_of_the_report_is_one_of_the_files_or_follows_from_them(run: RunFolder) -> None:
+    run.update_manifest({"spent": {"evaluate": {"seconds": 36.0, "replica_seconds": 36.0}}})
+    keys: dict[str, Any] = {"plan": {"teacher": {"price_per_hour": 10.0}, "student": {"price_per_hour": 1.0}}}
+    report = written(run, **keys)
+    files = [
+        run.manifest(),
+        run.read_json("eval", "metrics.json"),
+        run.read_table("eval", "predictions.parquet").to_pylist(),
+        [json.loads(line) for line in run.read_bytes("metrics.jsonl").splitlines()[:-1]],
+        config(**keys).model_dump(mode="json"),
+    ]
+    found = costs(Facts(run, config(**keys)))
+    follow = [
+        *numbers_of([dataclasses.asdict(found), found.total, found.saved_per_request, found.break_even]),
+        *(1000 * n for n in (found.teacher_per_request, found.student_per_request, found.saved_per_request) if n),
+        *(seconds / 3600 for seconds in (122.0, 10.0, 36.0)),  # hours of engines and workers
+        *(1.0, 1.0, 5.0, 36.0),  # minutes and seconds of stages: 61, 5 and 36 seconds
+        *(95.0, 400 - 20, 1.0, 1000.0),  # per cent and tokens fewer; wrong rows; "1,000 requests"
+    ]
+    known = numbers_of(files) + follow
+    hashes = re.compile(r"[0-9a-f]{32}")
+    printed = NUMBER.findall(hashes.sub("", re.sub(r"(\d+)[ms]\b", r"\1 ", report)))
+    assert len(printed) > 100
+    strangers = [text for text in printed if not is_one_of(text, known)]
+    assert strangers == []
+    # And the other way round: another number in a file is another one in the report.
+    run.update_manifest({"teacher_calls": 7_654_321, "train": {"validation_loss": 0.98765}})
+    again = written(run, **keys)
+    assert "7,654,321" in again
+    assert "validation loss 0.9877" in again

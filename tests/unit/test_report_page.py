@@ -93,11 +93,13 @@ def test_a_run_that_has_hardly_begun_has_a_page_without_pictures(tmp_path: Path)
 def test_pictures_say_what_the_files_say(run: RunFolder) -> None:  # noqa: F811
     shown = charts(Facts(run, config()))
     assert {title: len(drawn) for title, drawn in shown.items()} == {
-        "Result": 2,
+        "Result": 3,
         "Rows": 1,
         "What the teacher gave": 0,
         "Training": 1,
+        "Cost": 1,
     }
+    assert {"calls made 100", "replayed 17"} <= set(texts_of(shown["Cost"][0]))
     assert {"exact match", "agreement with the teacher", "student after"} <= set(texts_of(shown["Result"][0]))
     assert {"before", "after"} <= set(texts_of(shown["Result"][1]))
     assert {"cut_off", "2", "empty_answer", "1"} <= set(texts_of(shown["Rows"][0]))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from distill_ray.pipeline.recipe_figures import QUANTILES
+from distill_ray.pipeline.recipe_figures import ENTROPY_BIN_NATS, QUANTILES
 from distill_ray.pipeline.reporting.facts import Facts
-from distill_ray.pipeline.reporting.sections import ROLES, metric_titles, role_titles
+from distill_ray.pipeline.reporting.result import ROLES, metric_titles, role_titles
 
 # Drawn with these, printed with the page's own.
 _TEXT, _MUTED, _AFTER, _BEFORE = "#010203", "#020304", "#030405", "#040506"
 _ON_THE_PAGE = {_TEXT: "var(--text)", _MUTED: "var(--muted)", _AFTER: "var(--student)", _BEFORE: "var(--teacher)"}
 _OF_ROLE = {"teacher": _TEXT, "student_before": _MUTED, "student_after": _AFTER}
 _WIDTH = 4.8  # inches: as wide as a phone, where its letters are as large as the text
-_UNIT_METRICS = ("exact_match", "agreement", "token_f1", "equation")  # from 0 to 1
+_UNIT_METRICS = ("exact_match", "agreement", "token_f1", "equation", "win_rate")  # from 0 to 1
 _BINS = 24
 _DECADES = 30.0  # from which factor on losses are drawn by their logarithm
 _LANE = 0.22  # between those who answered, of the space between two metrics
@@ -25,12 +26,18 @@ _LANE = 0.22  # between those who answered, of the space between two metrics
 
 def charts(facts: Facts) -> dict[str, list[str]]:
     """Pictures by the title of the section that they belong to."""
-    revisions = facts.manifest.get("recipe_figures", {}).get("revisions")
+    figures = facts.manifest.get("recipe_figures", {})
     found = {
-        "Result": [intervals(facts.metrics), prompt_lengths(facts.predictions)],
+        "Result": [
+            intervals(facts.metrics),
+            wins(facts.metrics),
+            prompt_lengths(facts.predictions),
+            completion_lengths(facts.predictions),
+        ],
         "Rows": [rejects(facts.manifest)],
-        "What the teacher gave": [rewards(revisions)],
+        "What the teacher gave": [rewards(figures.get("revisions")), soft_targets(figures.get("soft_targets"))],
         "Training": [learning_curve(facts.training_points, facts.train.get("kept_step"))],
+        "Cost": [calls(facts.manifest)],
     }
     return {title: [chart for chart in drawn if chart] for title, drawn in found.items()}
 
@@ -57,6 +64,21 @@ def intervals(metrics: Mapping[str, Any]) -> str:
     return picture[0]
 
 
+def of_runs(runs: Mapping[str, Facts]) -> str:
+    """Exact match of each run's student, with its interval, and of its teacher."""
+    with _drawn("Exact match of each run's student, with its 95 % interval", 1.0 + 0.35 * len(runs)) as (axes, picture):
+        for place, facts in enumerate(runs.values()):
+            figures, teacher = facts.metrics["student_after"], facts.metrics.get("teacher")
+            axes.hlines([place], figures["exact_match_low"], figures["exact_match_high"], color=_AFTER, linewidth=2.5)
+            axes.plot([figures["exact_match"]], [place], "o", color=_AFTER, markersize=5)
+            if teacher:
+                axes.plot([teacher["exact_match"]], [place], "|", color=_TEXT, markersize=12)
+        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(runs) - 0.5, -0.5), xlabel="exact match; |: the teacher's")
+        axes.tick_params(axis="y", length=0)
+    return picture[0]
+
+
 def prompt_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
     """Tokens of the held-out rows' prompts, before and after."""
     columns = {"prompt_tokens_before": ("before", _BEFORE), "prompt_tokens_after": ("after", _AFTER)}
@@ -69,6 +91,50 @@ def prompt_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
             axes.hist(lengths[name], bins=_BINS, range=(0, longest + 1), color=colour, alpha=0.75, label=title)
         axes.set(xlabel="tokens of a prompt", ylabel="held-out rows", xlim=(0, longest + 1))
         _legend(axes)
+    return picture[0]
+
+
+def completion_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens of the held-out rows' answers."""
+    lengths = [row["completion_tokens"] for row in predictions if row.get("completion_tokens") is not None]
+    if not lengths:
+        return ""
+    with _drawn("Tokens of an answer to learn", 1.9) as (axes, picture):
+        axes.hist(lengths, bins=min(_BINS, max(lengths) + 1), range=(0, max(lengths) + 1), color=_AFTER, alpha=0.75)
+        axes.set(xlabel="tokens of an answer to learn", ylabel="held-out rows", xlim=(0, max(lengths) + 1))
+    return picture[0]
+
+
+def wins(metrics: Mapping[str, Any]) -> str:
+    """What a judge said of the student's answers beside the teacher's."""
+    found = metrics.get("wins")
+    if not found or not any(found.values()):
+        return ""
+    kinds = {"won": _AFTER, "tied": _MUTED, "lost": _BEFORE}
+    return _shares(
+        "Student against teacher, by a judge", {name: (found[name], colour) for name, colour in kinds.items()}
+    )
+
+
+def calls(manifest: Mapping[str, Any]) -> str:
+    """What the last command paid for, and what it got without a call."""
+    made, replayed = manifest.get("teacher_calls", 0), manifest.get("teacher_calls_replayed", 0)
+    if not made + replayed:
+        return ""
+    return _shares("Answers of the last command", {"calls made": (made, _BEFORE), "replayed": (replayed, _AFTER)})
+
+
+def _shares(title: str, parts: Mapping[str, tuple[int, str]]) -> str:
+    """One bar of several parts, each with its count: count and colour by name."""
+    with _drawn(title, 1.15) as (axes, picture):
+        begun = 0
+        for name, (count, colour) in parts.items():
+            axes.barh([0], [count], left=begun, color=colour, alpha=0.75, height=0.5, label=f"{name} {count:,}")
+            begun += count
+        axes.set(xlim=(0, max(1, begun)), yticks=[], xlabel=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines["left"].set_visible(False)
+        axes.figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, labelcolor=_TEXT)
     return picture[0]
 
 
@@ -97,6 +163,20 @@ def rewards(revisions: Mapping[str, Any] | None) -> str:
             axes.plot([quantiles[name] for name in QUANTILES], list(QUANTILES.values()), color=colour, label=when)
         axes.set(xlabel="reward", ylabel="share at or below", ylim=(0, 1.03))
         _legend(axes)
+    return picture[0]
+
+
+def soft_targets(figures: Mapping[str, Any] | None) -> str:
+    """What share of the teacher's tokens is at or below an entropy: how much there is to learn beside the text."""
+    counts = (figures or {}).get("entropy_counts")
+    if not counts:
+        return ""
+    sums = list(itertools.accumulate(counts))
+    edges = [ENTROPY_BIN_NATS * number for number in range(1, len(counts) + 1)]
+    with _drawn("Entropy of the teacher's next token", 2.1) as (axes, picture):
+        axes.plot([0.0, *edges], [0.0, *(value / sums[-1] for value in sums)], color=_BEFORE)
+        axes.set(xlabel="entropy of the next token (nats)", ylabel="share at or below", ylim=(0, 1.03))
+        axes.set_xlim(left=0)
     return picture[0]
 
 

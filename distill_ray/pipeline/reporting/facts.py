@@ -28,15 +28,25 @@ class Facts:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """`eval/metrics.json`; {} before the evaluation."""
-        return self.folder.read_json("eval", "metrics.json") if self.folder.exists("eval", "metrics.json") else {}
+        """`eval/metrics.json`; {} before the evaluation, and where it was of other examples or another student."""
+        if not self._is_evaluated:
+            return {}
+        return self.folder.read_json("eval", "metrics.json")
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """The rows of `eval/predictions.parquet`; none before the evaluation."""
-        if not self.folder.exists("eval", "predictions.parquet"):
+        """The rows of `eval/predictions.parquet`; none where there are no metrics."""
+        if not self._is_evaluated:
             return []
         return self.folder.read_table("eval", "predictions.parquet").to_pylist()
+
+    @cached_property
+    def _is_evaluated(self) -> bool:
+        if not self.folder.exists("eval", "metrics.json"):
+            return False
+        evaluated = self.manifest.get("evaluated")
+        now = {"generated_with": self.manifest.get("generated_with"), "trained_from": self.train.get("fingerprint")}
+        return evaluated is None or evaluated == now
 
     @property
     def train(self) -> dict[str, Any]:

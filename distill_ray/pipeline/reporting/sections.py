@@ -1,4 +1,4 @@
-"""What a report says, in Markdown, and its table for the terminal. Runs nothing.
+"""What a report says, in Markdown. Runs nothing.
 
 manifest.json, eval/metrics.json, eval/predictions.parquet, metrics.jsonl, rows/plan.json -> sections
 """
@@ -11,32 +11,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-from rich.table import Table
-
-from distill_ray.config import FilesDataConfig, NoEngineConfig, RunConfig
+from distill_ray.config import RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
+from distill_ray.pipeline.reporting.costs import Costs, costs, has_prices
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
+from distill_ray.pipeline.reporting.result import NOT_THERE, ROLES, has_context, result_rows, role_titles, saving
+from distill_ray.pipeline.reporting.wording import changed, learned, source, teacher
 
-ROLES: tuple[str, ...] = ("teacher", "student_before", "student_after")
-# What the student learned, by recipe; another package's speaks for itself.
-LEARNED = {
-    "context": "to answer without the context",
-    "self_critique": "to give at once what its critique and revision led to",
-    "step_by_step": "the labels, with rationales",
-}
-METRICS = {
-    "exact_match": "exact match",
-    "agreement": "agreement with the teacher",
-    "token_f1": "word F1",
-    "equation": "equation comes to the same",
-    "loss": "loss (nats per token)",
-}
 CURVE_POINTS = 10
-NOT_THERE = "-"
 
 
 class Section(NamedTuple):
@@ -61,21 +46,10 @@ def sections(facts: Facts) -> list[Section]:
         Section("Training", _training(facts)),
         Section("Who is taken for whom", _confusion(metrics)),
         Section("Worst examples", _worst(facts)),
-        Section("Cost", _cost(manifest)),
+        Section("Cost", _cost(facts)),
         Section("Reproduce", _reproduce(facts)),
     ]
     return [section for section in found if section.text]
-
-
-def summary_table(metrics: Mapping[str, Any]) -> Table:
-    """The result for the terminal, from the content of `eval/metrics.json`."""
-    shown = Table(title=f"{metrics['num_rows']} held-out rows", title_justify="left")
-    shown.add_column("")
-    for role in role_titles(metrics):
-        shown.add_column(role, justify="right")
-    for row in _result_rows(metrics):
-        shown.add_row(*(text.replace(" [", "\n[").replace(" (", "\n(") for text in row))  # fits 80 columns
-    return shown
 
 
 # -- sections ---------------------------------------------------------------------------------------------
@@ -95,21 +69,17 @@ def _summary(config: RunConfig, metrics: Mapping[str, Any]) -> str:
         scores = [f"{title} {metrics[who]['exact_match']:.3f}" for who, title in titles.items() if metrics.get(who)]
     before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
     return (
-        f"`{config.student.model}` learned {_learned(config, metrics)}, from {_teacher(config)}. "
+        f"`{config.student.model}` learned {learned(config, metrics)}, from {teacher(config)}. "
         f"{what} on {metrics['num_rows']} held-out rows: {'; '.join(scores)}. "
-        f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({_saving(before, after)} fewer)."
+        f"A request's prompt went from {before:.0f} to {after:.0f} tokens ({saving(before, after)} fewer)."
     )
-
-
-def _learned(config: RunConfig, metrics: Mapping[str, Any]) -> str:
-    return "the labels" if metrics.get("gold_only") else LEARNED.get(config.recipe.type, "its answers")
 
 
 def _result(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
     notes = ["In brackets: 95 % interval, bootstrapped over rows."]
-    notes += ["The student never sees the context."] if _has_context(metrics) else []
+    notes += ["The student never sees the context."] if has_context(metrics) else []
     notes += ["Loss: of the answers to learn under the student."]
     datas_own = metrics.get("num_rows_of_data_alone", 0)
     if metrics.get("gold_only"):
@@ -123,42 +93,14 @@ def _result(metrics: Mapping[str, Any]) -> str:
             f"An answer takes {tokens['answer']:.1f} tokens; with the rationale, which is only trained on, it would "
             f"take {tokens['with_rationale']:.1f}."
         )
+    if wins := metrics.get("wins"):
+        notes.append(
+            f"The judge saw each pair in both orders, a tie counts half: {wins['won']} won, {wins['tied']} tied, "
+            f"{wins['lost']} lost, {wins['without_verdict']} without a verdict."
+        )
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
-    return table(["", *role_titles(metrics)], _result_rows(metrics)) + "\n\n" + " ".join(notes)
-
-
-def _result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """One row per metric that anybody has, then the length of prompts."""
-    rows = []
-    for name, title in metric_titles(metrics).items():
-        figures = [_figure(metrics.get(role), name) for role in ROLES]
-        if any(figure != NOT_THERE for figure in figures):
-            rows.append([title, *figures])
-    if rewards := metrics.get("reward"):
-        rows.append(["reward", *(_figure(rewards.get(role), "mean") for role in ROLES)])
-        if "draft" in rewards:
-            rows.append(["reward of its draft", _figure(rewards["draft"], "mean"), NOT_THERE, NOT_THERE])
-    before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
-    saving = f"{after:.1f} ({_saving(before, after)} fewer)"
-    return [*rows, ["prompt tokens per request", f"{before:.1f}", f"{after:.1f}", saving]]
-
-
-def metric_titles(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What the rows are called: ours, then the metrics of other packages by their own names."""
-    names = [name for role in ROLES for name in metrics.get(role) or {}]
-    theirs = [name for name in names if f"{name}_low" in names and name not in METRICS]
-    return {**METRICS, **{name: name for name in theirs}}
-
-
-def _figure(figures: Mapping[str, float] | None, name: str) -> str:
-    if not figures or name not in figures:
-        return NOT_THERE
-    return f"{figures[name]:.3f} [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
-
-
-def _saving(before: float, after: float) -> str:
-    return f"{100 * (1 - after / before):.0f} %" if before else "0 %"
+    return table(["", *role_titles(metrics)], result_rows(metrics)) + "\n\n" + " ".join(notes)
 
 
 def _what_was_run(config: RunConfig) -> str:
@@ -168,43 +110,13 @@ def _what_was_run(config: RunConfig) -> str:
         ["", ""],
         [
             ["recipe", config.recipe.type],
-            ["data", _source(config)],
-            ["teacher", _teacher(config)],
-            ["sampling", _changed(config.teacher.sampling)],
+            ["data", source(config)],
+            ["teacher", teacher(config)],
+            ["sampling", changed(config.teacher.sampling)],
             ["student", f"{student.model} ({trained})"],
-            ["training", _changed(config.train)],
+            ["training", changed(config.train)],
         ],
     )
-
-
-def _has_context(metrics: Mapping[str, Any]) -> bool:
-    return metrics.get("recipe", "context") == "context"
-
-
-def role_titles(metrics: Mapping[str, Any]) -> list[str]:
-    """What the ROLES are called."""
-    return ["teacher, with context" if _has_context(metrics) else "teacher", "student before", "student after"]
-
-
-def _teacher(config: RunConfig) -> str:
-    if not config.recipe.asks_teacher or isinstance(config.teacher, NoEngineConfig):
-        return "answers that were in the data"
-    return f"{config.teacher.model} ({config.teacher.type})"
-
-
-def _source(config: RunConfig) -> str:
-    """Where the queries come from, in words."""
-    data = config.data
-    if not isinstance(data, FilesDataConfig):
-        return f"{data.count} queries wanted, written by the teacher"
-    entries = data.source if isinstance(data.source, list) else [data.source]
-    return ", ".join(entry if isinstance(entry, str) else f"{entry.dataset} ({entry.split})" for entry in entries)
-
-
-def _changed(section: BaseModel) -> str:
-    """What the config says beyond the defaults, in words."""
-    changed = section.model_dump(mode="json", exclude_defaults=True)
-    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "defaults"
 
 
 def _rows(manifest: Mapping[str, Any]) -> str:
@@ -294,6 +206,8 @@ def _worst(facts: Facts) -> str:
         return ""
     if all(row["reference"] is None and row.get("reward_student_after") is not None for row in predictions):
         return _least_rewarded(predictions, most)
+    if any(row.get("win") is not None for row in predictions):
+        return _lost(predictions, most)
     wrong = [row for row in predictions if not row["match"]]
     if not wrong:
         return "The student after training is right on every row."
@@ -307,6 +221,18 @@ def _worst(facts: Facts) -> str:
     return f"{len(wrong)} of {len(predictions)} rows are wrong; the worst first.\n\n" + text_table(header, shown)
 
 
+def _lost(predictions: list[dict[str, Any]], num_rows: int) -> str:
+    judged = sorted((row for row in predictions if row.get("win") is not None), key=lambda r: (r["win"], r["row_id"]))
+    lost = [row for row in judged if row["win"] < 0.5]
+    if not lost:
+        return "The judge prefers the teacher's answer on no row."
+    shown = [[row[name] for name in ("row_id", "query", "teacher_answer", "student_after")] for row in lost[:num_rows]]
+    header = ["row", "query", "teacher", "student after"]
+    return f"The judge prefers the teacher's answer on {len(lost)} of {len(judged)} rows.\n\n" + text_table(
+        header, shown
+    )
+
+
 def _least_rewarded(predictions: list[dict[str, Any]], num_rows: int) -> str:
     lowest = sorted(predictions, key=lambda row: (row["reward_student_after"], row["row_id"]))[:num_rows]
     header = ["row", "query", "teacher", "reward", "student after", "reward"]
@@ -315,7 +241,8 @@ def _least_rewarded(predictions: list[dict[str, Any]], num_rows: int) -> str:
     return "The lowest rewards first.\n\n" + text_table(header, shown)
 
 
-def _cost(manifest: Mapping[str, Any]) -> str:
+def _cost(facts: Facts) -> str:
+    manifest, metrics = facts.manifest, facts.metrics
     figures = [
         [title, f"{manifest[name]:,}"]
         for name, title in (
@@ -326,9 +253,50 @@ def _cost(manifest: Mapping[str, Any]) -> str:
         )
         if name in manifest
     ]
-    seconds: Mapping[str, float] = manifest.get("seconds", {})
-    figures += [[f"time, {cell(stage)}", duration(value)] for stage, value in seconds.items()]
-    return table(["", ""], figures) if figures else ""
+    for stage, spent in manifest.get("spent", {}).items():
+        figures.append([f"time, {cell(stage)}", duration(spent["seconds"])])
+        figures.append([f"engines or workers, {cell(stage)}", f"{spent['replica_seconds'] / 3600:.4f} hours"])
+    if metrics:
+        before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
+        figures.append(["prompt tokens saved per request", f"{before - after:.1f}"])
+    if not figures:
+        return ""
+    return f"{table(['', ''], figures)}\n\n{_money(facts)}"
+
+
+def _money(facts: Facts) -> str:
+    """What that comes to at the prices given, and after how many requests it is saved."""
+    if not has_prices(facts.config):
+        return (
+            "No prices are given. With `plan.teacher.price_per_million_prompt_tokens` and "
+            "`price_per_million_completion_tokens`, or `price_per_hour`, and `plan.student.price_per_hour` this says "
+            "after how many requests the run has paid for itself."
+        )
+    found = costs(facts)
+    shown = {
+        "teacher": found.teacher,
+        "training": found.training,
+        "evaluation": found.evaluation,
+        "the run": found.total,
+        "1,000 requests to the teacher": _thousand(found.teacher_per_request),
+        "1,000 requests to the student": _thousand(found.student_per_request),
+        "saved by 1,000 requests": _thousand(found.saved_per_request),
+    }
+    rows = [[title, NOT_THERE if amount is None else f"{amount:,.4g}"] for title, amount in shown.items()]
+    return f"{table(['at the prices of `plan:`', ''], rows)}\n\n{_break_even(found)}"
+
+
+def _break_even(found: Costs) -> str:
+    full_load = "Requests are priced at full load, as in this run: an idle engine costs more."
+    if found.break_even is not None:
+        return f"The run has paid for itself after {found.break_even:,} requests to the student. {full_load}"
+    if found.saved_per_request is not None and found.saved_per_request <= 0:
+        return f"At these prices the student saves nothing, so the run does not pay for itself. {full_load}"
+    return "After how many requests the run has paid for itself cannot be said: a price or a figure is missing."
+
+
+def _thousand(amount: float | None) -> float | None:
+    return None if amount is None else 1000 * amount
 
 
 def _reproduce(facts: Facts) -> str:

@@ -31,6 +31,7 @@ from distill_ray.models import model_identity, prompts_of
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import Progress, say
+from distill_ray.pipeline.spending import spending
 from distill_ray.pipeline.training.gang import Gang, available_gang
 from distill_ray.pipeline.training.student_folder import write_student
 from distill_ray.pipeline.training.tokenise import Limits, TokenizedRun, tokenise
@@ -65,8 +66,10 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
             progress.console.print("train: already done with this configuration; student/ is kept", markup=False)
             return figures
         _drop_other_checkpoints(folder, fingerprint, progress)
-        trained = _fit(config, folder, tokens, fingerprint, progress)
-        write_student(config, folder, trained.checkpoint)
+        gang = available_gang(config)
+        with spending(folder, "train", gang.num_workers):
+            trained = _fit(config, folder, tokens, gang, fingerprint, progress)
+            write_student(config, folder, trained.checkpoint)
         loss = trained.metrics["validation_loss"]
         shown = "" if loss is None else f" (validation loss {loss:.4f})"
         say(f"train: student/ has the weights of step {trained.metrics['step']}{shown}")
@@ -200,11 +203,12 @@ class Trained:
     figures: dict[str, Any]  # of the run
 
 
-def _fit(config: RunConfig, folder: RunFolder, tokens: TokenizedRun, fingerprint: str, progress: Progress) -> Trained:
+def _fit(
+    config: RunConfig, folder: RunFolder, tokens: TokenizedRun, gang: Gang, fingerprint: str, progress: Progress
+) -> Trained:
     has_validation = tokens.num_examples["validation"] > 0
     if not has_validation:
         progress.console.print("train: no validation examples, so the last checkpoint is kept", markup=False)
-    gang = available_gang(config)
     tokenizer = prompts_of(config.student, key="student.model").tokenizer
     with metrics_inbox(folder, progress, tensorboard=config.train.tensorboard) as inbox:
         task = WorkerTask(

@@ -1,0 +1,59 @@
+"""Who wins in the eyes of a judge: the student's answer or the teacher's, for held-out rows without a right answer.
+
+Each pair is shown twice, the other way round the second time, because judges prefer what they see first (Zheng et al.
+2023, arXiv 2306.05685, section 3). Calls are kept in `calls/`: a second evaluation asks only about what has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill_ray.config import NoEngineConfig, RunConfig, SamplingConfig
+from distill_ray.config.reward import JudgeRewardConfig
+from distill_ray.errors import ConfigError, RequestRejected, RowError
+from distill_ray.pipeline.asking import through_ledger
+from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.ledger import LedgeredEngine
+from distill_ray.records import Answered
+from distill_ray.rewards.judge import JudgeReward
+
+TIE = 0.5
+
+
+def comparison_of(config: RunConfig) -> tuple[JudgeReward, SamplingConfig]:
+    """What the judge is asked, and how it answers. Raises ConfigError: its prompt does not show both answers."""
+    how = JudgeRewardConfig(mode="comparison", prompt=config.evaluate.judge_prompt)
+    return JudgeReward(how, key="evaluate.judge_prompt"), SamplingConfig(temperature=0.0, max_tokens=how.max_tokens)
+
+
+def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, Any]]) -> None:
+    """Set `row["win"]` to the student's share of the win over the teacher, 0 to 1; None where there is no verdict.
+
+    Rows that only the data answered are nobody's win and get none. Answers of the same words are a tie that nobody is
+    asked about.
+
+    Raises:
+        ConfigError: there is nobody who could judge.
+        EngineUnavailable: the judge does not start, or dies.
+    """
+    key, engine = config.evaluation_judge
+    if isinstance(engine, NoEngineConfig):
+        raise ConfigError(f"{key}: this run has no teacher that could judge; name an engine in evaluate.judge")
+    asked = [row for row in rows if not row.get("is_datas_own")]
+    reward, sampling = comparison_of(config)
+
+    async def one(row: dict[str, Any], asker: LedgeredEngine) -> float | None:
+        student, teacher = row["student_after"] or "", row["teacher_answer"]
+        if student.split() == teacher.split():
+            return TIE
+        messages = tuple(row["messages"])
+        try:
+            share, _ = await reward.compare(Answered(messages, student), Answered(messages, teacher), asker)
+        except (RowError, RequestRejected):
+            return None
+        return share
+
+    shares = through_ledger(engine, sampling, folder, "evaluate", "judge", asked, one)
+    for row, share in zip(asked, shares, strict=True):
+        row["win"] = share

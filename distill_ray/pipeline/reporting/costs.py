@@ -1,0 +1,139 @@
+"""What a run has cost and what it saves per request, from its files and the prices that `plan:` gives.
+
+Nothing is guessed: where a price or a figure is missing, so is what would be made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill_ray.config import RunConfig
+from distill_ray.config.plan import HardwareConfig, PlannedEngineConfig
+from distill_ray.pipeline.reporting.facts import Facts
+from distill_ray.records import RejectReason
+
+HOUR, MILLION = 3600.0, 1e6
+# Rows that nobody was asked about.
+_UNREAD = (
+    RejectReason.UNREADABLE_ROW,
+    RejectReason.MISSING_COLUMN,
+    RejectReason.NOT_TEXT,
+    RejectReason.EMPTY_QUERY,
+    RejectReason.EMPTY_CONTEXT,
+    RejectReason.DUPLICATE,
+    RejectReason.DUPLICATE_ID,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Money is in the currency of the prices. None: nobody says."""
+
+    teacher: float | None
+    training: float | None
+    evaluation: float | None
+    teacher_per_request: float | None
+    """What the teacher takes for one request: all its turns, one sample."""
+
+    student_per_request: float | None
+
+    @property
+    def total(self) -> float | None:
+        """Of the run."""
+        parts = (self.teacher, self.training, self.evaluation)
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+    @property
+    def saved_per_request(self) -> float | None:
+        """What a request costs less when the student answers it. Below 0: it costs more."""
+        if self.teacher_per_request is None or self.student_per_request is None:
+            return None
+        return self.teacher_per_request - self.student_per_request
+
+    @property
+    def break_even(self) -> int | None:
+        """Requests to the student after which the run has paid for itself; None: never, or nobody says."""
+        total, saved = self.total, self.saved_per_request
+        if total is None or saved is None or saved <= 0:
+            return None
+        return math.ceil(total / saved)
+
+
+def costs(facts: Facts) -> Costs:
+    """Of a run."""
+    config, manifest = facts.config, facts.manifest
+    spent: Mapping[str, Mapping[str, float]] = manifest.get("spent", {})
+    teacher, student = config.plan.teacher, config.plan.student
+
+    def rented(stage: str, prices: HardwareConfig, gpus: int) -> float | None:
+        return _rent(spent.get(stage, {}).get("replica_seconds"), prices, gpus)
+
+    return Costs(
+        teacher=_teachers_bill(config, manifest, rented("generate", teacher, config.teacher.num_gpus)),
+        training=rented("train", student, 1),
+        evaluation=rented("evaluate", student, 1),
+        teacher_per_request=_teacher_per_request(config, manifest),
+        student_per_request=_rent(_student_seconds(manifest), student, 1),
+    )
+
+
+def has_prices(config: RunConfig) -> bool:
+    """Whether `plan:` gives any that costs are made of."""
+    sections = config.plan.teacher, config.plan.student
+    return _by_token(config.plan.teacher) is not None or any(part.price_per_hour is not None for part in sections)
+
+
+def requests_asked(config: RunConfig, manifest: Mapping[str, Any]) -> int:
+    """How many requests the teacher's tokens were for: rows that it was asked about, each so many samples."""
+    rejects = manifest.get("rejects") or {}
+    rows = manifest.get("rows_in", 0) - sum(rejects.get(reason.value, 0) for reason in _UNREAD)
+    return rows * config.teacher.sampling.n
+
+
+def _teachers_bill(config: RunConfig, manifest: Mapping[str, Any], rent: float | None) -> float | None:
+    if not config.asks_teacher:
+        return 0.0
+    prices = _by_token(config.plan.teacher)
+    if prices is None or "prompt_tokens" not in manifest:
+        return rent
+    return _bill(prices, manifest["prompt_tokens"], manifest["completion_tokens"])
+
+
+def _teacher_per_request(config: RunConfig, manifest: Mapping[str, Any]) -> float | None:
+    """By its tokens where they have a price, else by the time that its replicas take for an answer at full load."""
+    requests = requests_asked(config, manifest)
+    if not requests or not config.asks_teacher or "prompt_tokens" not in manifest:
+        return None
+    if (prices := _by_token(config.plan.teacher)) is not None:
+        return _bill(prices, manifest["prompt_tokens"] / requests, manifest["completion_tokens"] / requests)
+    spent = manifest.get("spent", {}).get("generate", {})
+    if not spent.get("calls"):
+        return None
+    calls = (manifest["teacher_calls"] + manifest["teacher_calls_replayed"]) / requests
+    seconds = calls * spent["replica_seconds"] / spent["calls"]
+    return _rent(seconds, config.plan.teacher, config.teacher.num_gpus)
+
+
+def _student_seconds(manifest: Mapping[str, Any]) -> float | None:
+    """For one answer, when it has many to give at once."""
+    answering = manifest.get("student_answering") or {}
+    return answering["seconds"] / answering["answers"] if answering.get("answers") else None
+
+
+def _rent(replica_seconds: float | None, prices: HardwareConfig, gpus: int) -> float | None:
+    if replica_seconds is None or prices.price_per_hour is None:
+        return None
+    return replica_seconds / HOUR * max(1, gpus) * prices.price_per_hour
+
+
+def _by_token(prices: PlannedEngineConfig) -> tuple[float, float] | None:
+    """Prices of a million prompt and completion tokens, where both are given."""
+    prompt, completion = prices.price_per_million_prompt_tokens, prices.price_per_million_completion_tokens
+    return None if prompt is None or completion is None else (prompt, completion)
+
+
+def _bill(prices: tuple[float, float], prompt_tokens: float, completion_tokens: float) -> float:
+    return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / MILLION
