@@ -40,21 +40,7 @@ check: install
 	$(BIN)/pyright
 
 bench: install
-	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/generation.py --answers natural --peers vllm
-	$(BIN)/python benchmarks/critique.py
-	$(BIN)/python benchmarks/logprobs.py
-	$(BIN)/python benchmarks/waste.py
-	$(BIN)/python benchmarks/waste.py --victim engine
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/decision.py
-	$(BIN)/python benchmarks/router_quality.py
-	$(BIN)/python benchmarks/router_quality.py --run runs/quality
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/serving.py --precision int8
-	$(BIN)/python benchmarks/kills.py
-	test -d runs/demo/bundle || ($(BIN)/distill-ray demo && $(BIN)/distill-ray calibrate runs/demo)
-	$(BIN)/python benchmarks/attack.py runs/demo/bundle
+	$(BIN)/python benchmarks/run_all.py
 
 streams: install
 	$(BIN)/python benchmarks/streams.py

@@ -4,7 +4,6 @@
     python benchmarks/scale.py rows                        # 1 M rows, the driver killed half-way and started again
     python benchmarks/scale.py requests                    # what a run asks of an object store, by kind
     python benchmarks/scale.py nodes --plot nodes.svg      # pretend GPU nodes that come with a job and go after it
-    python benchmarks/scale.py start                       # a vLLM replica from the command to its first answer
 
 replicas: each engine answers 10 rows a second (64 in flight, 6.4 s each), so that the cores here are not what limits 32
 of them. Speed is taken between a quarter and three quarters of the rows, when all engines are at work. With more
@@ -15,8 +14,6 @@ the speed of planning, and how long a second start takes until it asks for new r
 a critique and a revision.
 
 requests: an S3 server on loopback that counts. Two runs of different length give what each partition costs.
-
-start: the demo model on real vLLM. Where the seconds go is read from the engine's own log, which has whole seconds.
 
 Real raylets on loopback; GPUs and nodes are pretend ones.
 """
@@ -353,49 +350,11 @@ def plot_nodes(nodes: list[tuple[float, int]], rows: list[tuple[float, int]], pa
         plt.close(figure)
 
 
-# -- a replica that starts ---------------------------------------------------------------------------------------------
-
-STEPS = {
-    "command to the engine's configuration (Ray, the actor's process, imports)": "Resolved architecture",
-    "vLLM's engine process (imports)": "Initializing a V1 LLM engine",
-    "vLLM's worker process (imports)": "Starting to load model",
-    "weights": "Loading weights took",
-    "cache and warm-up": "init engine (profile, create kv cache, warmup model) took",
-}
-"""What vLLM says at the end of each."""
-
-
-def measure_start(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """See the module docstring."""
-    config = write_config(folder, 64, 64, {"type": "vllm", "model": "demo", "cpus": 1, "sampling": {"max_tokens": 64}})
-    found = []
-    for turn in range(options.turns):
-        run = folder / f"run{turn}"
-        began = time.time()
-        Driver.start(config, run).finish()
-        [log] = (run / "logs").glob("engine-*.log")
-        times = [began, *(said_at(log.read_text(), words) for words in STEPS.values())]
-        first = min(path.stat().st_mtime for path in (run / "calls").glob("*"))
-        steps = {step: after - before for step, (before, after) in zip(STEPS, itertools.pairwise(times), strict=True)}
-        steps["first answers, kept"] = first - times[-1]
-        found.append({step: round(seconds, 1) for step, seconds in steps.items()})
-        print(json.dumps(found[-1]), flush=True)
-    return {"start": found}
-
-
-def said_at(log: str, words: str) -> float:
-    """When a line of vLLM's with these words was written."""
-    found = re.search(rf"(\d\d-\d\d \d\d:\d\d:\d\d) .*{re.escape(words)}", log)
-    assert found is not None, words
-    return time.mktime(time.strptime(f"{time.localtime().tm_year}-{found[1]}", "%Y-%m-%d %H:%M:%S"))
-
-
 PARTS = {
     "replicas": measure_replicas,
     "rows": measure_rows,
     "requests": measure_requests,
     "nodes": measure_nodes,
-    "start": measure_start,
 }
 
 
@@ -410,7 +369,6 @@ def main() -> None:
     parser.add_argument("--calls", type=int, choices=RECIPES, default=1, help="rows: per row")
     parser.add_argument("--rows-per-partition", type=int, default=2000)
     parser.add_argument("--partitions", type=int, nargs=2, default=[10, 40])
-    parser.add_argument("--turns", type=int, default=2, help="start: how many, one after the other")
     parser.add_argument("--plot", type=Path, help="nodes: an SVG of it")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import openai
 import pyarrow.parquet as pq
 import pytest
@@ -101,21 +105,21 @@ def test_the_report_tells_what_happened(demo_run: tuple[RunFolder, dict[str, Any
         assert part in report
 
 
-def test_the_student_loads_in_plain_transformers(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def test_the_student_answers_in_plain_transformers_by_the_code_on_its_card(
+    demo_run: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    folder, _ = demo_run
+    [code] = re.findall(r"```python\n(.*?)```", folder.read_bytes("student", "README.md").decode(), flags=re.DOTALL)
+    code = code.replace('question = "..."', 'question = "Wo ist der Bahnhof?"')
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder.root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "de"
 
-    student = demo_run[0].path("student")
-    tokenizer = AutoTokenizer.from_pretrained(student)
-    model = AutoModelForCausalLM.from_pretrained(student)
-    prompt: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Wo ist der Bahnhof?"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    output = model.generate(**prompt, max_new_tokens=8, do_sample=False)
-    answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer.strip() == "de"
+
+def test_the_examples_load_as_their_card_says(demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = demo_run
+    examples: Any = datasets.load_dataset(folder.path("examples"), split="train", cache_dir=str(tmp_path))
+    assert len(examples) == folder.manifest()["num_examples"]
+    assert f"| train | {examples['split'].count('train'):,} |" in folder.read_bytes("examples", "README.md").decode()
 
 
 def test_ask_streams_the_answer_that_the_evaluation_saw(demo_run: tuple[RunFolder, dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ from distill_ray.pipeline.check import check, check_resources
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generate
 from distill_ray.pipeline.helpers import batched_scorer, start_helpers
+from distill_ray.pipeline.judging import judge_wins
 from distill_ray.pipeline.ledger import Ledger
 from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.records import Answered
@@ -207,6 +208,20 @@ def kill(folder: RunFolder, role: str) -> None:
     """Kill the process of this role, which its log names."""
     [log] = [name for name in folder.list("logs") if name.startswith(f"{role}-")]
     os.kill(int(log.removeprefix(f"{role}-").removesuffix(".log")), signal.SIGKILL)
+
+
+def test_win_rates_of_an_evaluation_are_asked_for_once(tmp_path: Path) -> None:
+    answers = [("A good one", "A bad one"), ("A bad one", "A good one"), ("the same", "the same")]
+    messages = [{"role": "user", "content": "q"}]
+    rows = [{"messages": messages, "student_after": student, "teacher_answer": other} for student, other in answers]
+    with ScriptedServer(chat=judgement) as server:
+        engine = {"type": "openai", "model": "m", "base_url": server.base_url, "api_key_env": None, "cpus": 0.5}
+        raw = judged(tmp_path, {"type": "fake"}, "rating").model_dump(exclude_none=True)
+        config = parse_config({**raw, "evaluate": {"metrics": ["win_rate"], "judge": engine}})
+        for _ in range(2):
+            judge_wins(config, RunFolder(tmp_path / "run"), rows)
+            assert [row["win"] for row in rows] == [1.0, 0.0, 0.5]
+            assert len(server.chats) == 2  # what the first row asks is what the second one asks, the other way round
 
 
 def test_a_judge_whose_process_dies_is_started_again_and_asked_again(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_a_base_model_is_named_where_it_is_public(trained: RunFolder) -> None:
     assert head_of(card_of(trained, student={"model": "org/small"}))["base_model"] == "org/small"
     assert "base_model" not in head_of(card_of(trained, student={"model": str(trained.root)}))
     assert "base_model" not in head_of(card_of(trained, student={"model": "s3://bucket/small"}))
+    assert "base_model" not in head_of(card_of(trained, student={"model": "demo"}))
+
+
+def test_cards_do_not_say_where_things_lie(trained: RunFolder) -> None:
+    keys: dict[str, Any] = {
+        "student": {"model": "s3://secret-bucket/small"},
+        "teacher": {"type": "fake", "model": "/home/me/big"},
+        "data": {"source": ["/home/me/q.jsonl", "s3://secret-bucket/more.parquet"]},
+    }
+    for card in (card_of(trained, **keys), dataset_card(Facts(trained, config(**keys)), {"train": 2})):
+        assert "secret-bucket" not in card
+        assert "/home/me" not in card
+    assert "q.jsonl, more.parquet |" in dataset_card(Facts(trained, config(**keys)), {"train": 2})
 
 
 def test_how_to_load_it_is_by_what_it_is(trained: RunFolder) -> None:

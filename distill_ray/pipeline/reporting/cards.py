@@ -17,12 +17,13 @@ import jinja2
 import yaml
 
 from distill_ray.config import RunConfig
+from distill_ray.models import DEMO_MODELS
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.recipe_figures import figure_lines
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 from distill_ray.pipeline.reporting.result import figure, result_rows, role_titles
-from distill_ray.pipeline.reporting.wording import changed, learned, source, teacher
+from distill_ray.pipeline.reporting.wording import changed, learned, source, teacher, without_place
 
 METHODS = {
     "context": "Context distillation: the teacher answers with a context that the student never sees (Askell et al. "
@@ -78,7 +79,11 @@ def dataset_card(facts: Facts, counts: Mapping[str, int], files: Mapping[str, st
         "tags": _TAGS,
         "configs": [{"config_name": "default", "data_files": patterns}],
     }
-    origin = {"queries": source(config), "teacher": teacher(config), "sampling": changed(config.teacher.sampling)}
+    origin = {
+        "queries": ", ".join(map(without_place, source(config))),
+        "teacher": teacher(config),
+        "sampling": changed(config.teacher.sampling),
+    }
     return _rendered(
         "dataset_card.md",
         facts,
@@ -95,7 +100,7 @@ def model_card(facts: Facts) -> str:
     config, trained, metrics = facts.config, facts.train, facts.metrics
     model, lora = config.student.model, config.student.lora
     is_adapter = lora is not None and not lora.merge
-    is_public = not os.path.exists(model) and "://" not in model
+    is_public = model not in DEMO_MODELS and not os.path.exists(model) and without_place(model) == model
     head = {
         **_TO_FILL,
         **({"base_model": model} if is_public else {}),
@@ -105,7 +110,7 @@ def model_card(facts: Facts) -> str:
     }
     loss = trained.get("validation_loss")
     training = {
-        "base model": model,
+        "base model": without_place(model),
         "weights": f"LoRA, rank {lora.rank}" if lora else "all",
         "examples": f"{trained.get('examples', 0):,}",
         "steps": f"{trained.get('steps', 0):,}; the weights of step {trained.get('kept_step')} were kept",
@@ -116,7 +121,7 @@ def model_card(facts: Facts) -> str:
         "model_card.md",
         facts,
         head,
-        base=cell(model),
+        base=cell(without_place(model)),
         teacher=cell(teacher(config)),
         is_adapter=is_adapter,
         use=code(_use(facts, is_adapter), "python"),

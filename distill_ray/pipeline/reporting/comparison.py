@@ -15,7 +15,7 @@ from rich.table import Table
 
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import interval
-from distill_ray.pipeline.reporting.costs import costs
+from distill_ray.pipeline.reporting.costs import costs, thousand
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import text_table
 from distill_ray.pipeline.reporting.result import NOT_THERE, figure, metric_titles
@@ -148,18 +148,24 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _costs(runs: Mapping[str, Facts]) -> ComparedTable:
-    found = {name: costs(facts) for name, facts in runs.items()}
+    found = [costs(facts) for facts in runs.values()]
     manifests = [facts.manifest for facts in runs.values()]
     rows = [
         [title, *(f"{manifest[name]:,}" if name in manifest else NOT_THERE for manifest in manifests)]
-        for name, title in (("prompt_tokens", "teacher's prompt tokens"), ("completion_tokens", "teacher's tokens"))
+        for name, title in (
+            ("prompt_tokens", "teacher's prompt tokens"),
+            ("completion_tokens", "teacher's completion tokens"),
+        )
     ]
     for stage in ("generate", "train", "evaluate"):
         spent = [manifest.get("spent", {}).get(stage) for manifest in manifests]
         hours = [NOT_THERE if not each else f"{each['replica_seconds'] / 3600:.4f}" for each in spent]
         rows.append([f"hours of engines or workers, {stage}", *hours])
-    money = {"the run": "total", "saved per request": "saved_per_request", "requests until it is paid": "break_even"}
-    for title, name in money.items():
-        amounts = [getattr(each, name) for each in found.values()]
+    money = {
+        "the run": [each.total for each in found],
+        "saved by 1,000 requests": [thousand(each.saved_per_request) for each in found],
+        "requests until it is paid": [each.break_even for each in found],
+    }
+    for title, amounts in money.items():
         rows.append([title, *(NOT_THERE if amount is None else f"{amount:,.4g}" for amount in amounts)])
     return ComparedTable("Cost", ["", *runs], [row for row in rows if set(row[1:]) != {NOT_THERE}])

@@ -86,6 +86,11 @@ def has_prices(config: RunConfig) -> bool:
     return _by_token(config.plan.teacher) is not None or any(part.price_per_hour is not None for part in sections)
 
 
+def thousand(amount: float | None) -> float | None:
+    """Of so many requests: one costs too little to read."""
+    return None if amount is None else 1000 * amount
+
+
 def requests_asked(config: RunConfig, manifest: Mapping[str, Any]) -> int:
     """How many requests the teacher's tokens were for: rows that it was asked about, each so many samples."""
     rejects = manifest.get("rejects") or {}

@@ -15,7 +15,7 @@ from distill_ray.config import RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
-from distill_ray.pipeline.reporting.costs import Costs, costs, has_prices
+from distill_ray.pipeline.reporting.costs import Costs, costs, has_prices, thousand
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 from distill_ray.pipeline.reporting.result import NOT_THERE, ROLES, has_context, result_rows, role_titles, saving
@@ -110,7 +110,7 @@ def _what_was_run(config: RunConfig) -> str:
         ["", ""],
         [
             ["recipe", config.recipe.type],
-            ["data", source(config)],
+            ["data", ", ".join(source(config))],
             ["teacher", teacher(config)],
             ["sampling", changed(config.teacher.sampling)],
             ["student", f"{student.model} ({trained})"],
@@ -278,9 +278,9 @@ def _money(facts: Facts) -> str:
         "training": found.training,
         "evaluation": found.evaluation,
         "the run": found.total,
-        "1,000 requests to the teacher": _thousand(found.teacher_per_request),
-        "1,000 requests to the student": _thousand(found.student_per_request),
-        "saved by 1,000 requests": _thousand(found.saved_per_request),
+        "1,000 requests to the teacher": thousand(found.teacher_per_request),
+        "1,000 requests to the student": thousand(found.student_per_request),
+        "saved by 1,000 requests": thousand(found.saved_per_request),
     }
     rows = [[title, NOT_THERE if amount is None else f"{amount:,.4g}"] for title, amount in shown.items()]
     return f"{table(['at the prices of `plan:`', ''], rows)}\n\n{_break_even(found)}"
@@ -293,10 +293,6 @@ def _break_even(found: Costs) -> str:
     if found.saved_per_request is not None and found.saved_per_request <= 0:
         return f"At these prices the student saves nothing, so the run does not pay for itself. {full_load}"
     return "After how many requests the run has paid for itself cannot be said: a price or a figure is missing."
-
-
-def _thousand(amount: float | None) -> float | None:
-    return None if amount is None else 1000 * amount
 
 
 def _reproduce(facts: Facts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,20 +23,26 @@ def learned(config: RunConfig, metrics: Mapping[str, Any]) -> str:
     return "the labels" if metrics.get("gold_only") else LEARNED.get(config.recipe.type, "its answers")
 
 
+def without_place(name: str) -> str:
+    """A model or file for the eyes of others: without the folder or bucket that holds it; hub ids stay whole."""
+    is_place = "://" in name or os.path.isabs(name)
+    return name.rstrip("/").rsplit("/", 1)[-1] if is_place else name
+
+
 def teacher(config: RunConfig) -> str:
     """Who answered."""
     if not config.recipe.asks_teacher or isinstance(config.teacher, NoEngineConfig):
         return "answers that were in the data"
-    return f"{config.teacher.model} ({config.teacher.type})"
+    return f"{without_place(config.teacher.model)} ({config.teacher.type})"
 
 
-def source(config: RunConfig) -> str:
+def source(config: RunConfig) -> list[str]:
     """Where the queries come from, in words."""
     data = config.data
     if not isinstance(data, FilesDataConfig):
-        return f"{data.count} queries wanted, written by the teacher"
+        return [f"{data.count} queries wanted, written by the teacher"]
     entries = data.source if isinstance(data.source, list) else [data.source]
-    return ", ".join(entry if isinstance(entry, str) else f"{entry.dataset} ({entry.split})" for entry in entries)
+    return [entry if isinstance(entry, str) else f"{entry.dataset} ({entry.split})" for entry in entries]
 
 
 def changed(section: BaseModel) -> str:
