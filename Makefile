@@ -29,7 +29,7 @@ flywheel-demo: install
 test: install
 	$(BIN)/python -m pytest tests/unit -n auto --dist loadfile
 	# Two at once: most of their time is waiting, for a process to start or to be missed.
-	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist loadfile --durations=30
+	$(BIN)/python -m pytest tests/integration tests/gpu -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 testall: install
 	$(BIN)/python -m pytest tests --durations=30 -m "slow or not slow"

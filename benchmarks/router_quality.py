@@ -4,8 +4,8 @@
     python benchmarks/router_quality.py --run runs/quality   # a real one: the demo, its student taught too little
     python benchmarks/router_quality.py --csv pairs.csv      # yours
 
-The last is what `distill-ray calibrate --replay pairs.csv` does. The first two write such a file (`--out`, or into the
-run) and measure it.
+The last is what `distill-ray calibrate --replay pairs.csv` does. The first two write such a file (`--pairs`, or into
+the run) and measure it.
 
 Simulated: sentences of the demo world. The small model knows each language as well as KNOWN says and each question
 (a sentence with a question mark) less well, so that both the topic and the form of a request tell how hard it is; the
@@ -14,8 +14,8 @@ average. "knows the odds" is a router that scores each request by the true proba
 the request can beat but by luck.
 
 Real: the demo run with 600 training queries, 45 optimizer steps instead of 225 and 2,500 held-out sentences; right is
-who gives the label. The log-probability of the student's answer is measured afterwards (`student/score.py`). The run is
-made if it is not there (some 3 minutes on two cores).
+who gives the label. The log-probability of the student's answer is measured afterwards (`student/score.py`). The run
+is made if it is not there (some 3 minutes on two cores).
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def write(records: Iterable[Record], path: Path) -> Path:
     return path
 
 
-def show(path: Path, config: RunConfig) -> None:
-    """Measure a file and print the table, with the ratio to random."""
+def show(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Measure a file and print the table, with the ratio to random. Returns the figures."""
     console = Console(highlight=False, soft_wrap=True)
     found = replay_file(path, config)
     console.print(replay_table(found.figures))
@@ -141,6 +141,7 @@ def show(path: Path, config: RunConfig) -> None:
     ratios = {name: of["over_random"] for name, of in found.figures["routers"].items()}
     print("APGR over random's 0.5: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
     print("wrote: " + ", ".join(found.written))
+    return found.figures
 
 
 def show_truth(records: list[Record], as_good: list[float]) -> None:
@@ -159,18 +160,23 @@ def main() -> None:
     source.add_argument("--run", type=Path, help="folder of the real pair's run")
     parser.add_argument("--rows", type=int, default=2000, help="of the simulated pair")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated pair and of the random halves")
-    parser.add_argument("--out", type=Path, default=Path("runs/router-quality.csv"), help="the simulated pair's file")
+    parser.add_argument("--pairs", type=Path, default=Path("runs/router-quality.csv"), help="the simulated pair's file")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     config = default_config([f"calibrate.seed={options.seed}"])
     if options.csv is not None:
-        show(options.csv, config)
+        figures = show(options.csv, config)
     elif options.run is not None:
         weak_student(options.run)
-        show(write(of_run(options.run), options.run / "recorded.csv"), config)
+        figures = show(write(of_run(options.run), options.run / "recorded.csv"), config)
     else:
         records, as_good = simulated(options.rows, options.seed)
-        show(write(records, options.out), config)
+        figures = show(write(records, options.pairs), config)
         show_truth(records, as_good)
+    if options.out:
+        routers = {name: {key: of[key] for key in of if key != "pgr"} for name, of in figures["routers"].items()}
+        kept = {key: figures[key] for key in figures if key not in ("file", "shares")} | {"routers": routers}
+        options.out.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":

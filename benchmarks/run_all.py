@@ -108,7 +108,8 @@ def _rows(f: Any) -> list[Line]:
     rows = f["rows"]
     first, *_, last = rows["driver_MiB"]["first"]
     against = f"{rows['rows']:,} rows through the fake engine, the driver killed half-way: its memory early and late"
-    measured = f"{first} and {last} MiB; {1000 / rows['rows_per_s']:.2f} ms a row; {rows['lost']} lost, {rows['doubled']} doubled"
+    measured = f"{first} and {last} MiB; {1000 / rows['rows_per_s']:.2f} ms a row; "
+    measured += f"{rows['lost']} lost, {rows['doubled']} doubled"
     return [Line(against, measured, "flat")]
 
 
@@ -165,6 +166,13 @@ def _attack(f: Any) -> list[Line]:
     return [Line(against, f"at most {worst:.0%} (without: {without:.0%})", "")]
 
 
+def _router_quality(f: Any) -> list[Line]:
+    router = f["routers"]["fitted"]
+    against = "random routing, area under the performance curve (RouteLLM's APGR), "
+    against += f"{f['rows']:,} recorded pairs"
+    return [Line(against, f"{router['over_random']:.2f} times", "> 1")]
+
+
 BENCHMARKS = {
     "startup": Benchmark("startup.py", _startup),
     "generation": Benchmark("generation.py", _generation),
@@ -182,6 +190,8 @@ BENCHMARKS = {
     "decision": Benchmark("decision.py", _decision),
     "serving": Benchmark("serving.py", _serving),
     "serving_int8": Benchmark("serving.py --precision int8", _serving),
+    "router_quality": Benchmark("router_quality.py", _router_quality),
+    "router_quality_demo": Benchmark("router_quality.py --run runs/quality", _router_quality),
     "kills": Benchmark("kills.py", _kills),
     "attack": Benchmark(f"attack.py {DEMO}", _attack, needs_demo=True),
 }
