@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
+from distill_ray.pipeline.progress import People
 from distill_ray.serving import serve_cli
 from distill_ray.serving.collecting.pairs_cli import forgetting, pairs_app
 
@@ -42,8 +42,8 @@ app = typer.Typer(
     "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data.",
 )
 app.add_typer(pairs_app)
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = People()
+errors = People(stderr=True)
 
 INTERRUPTED = 130  # exit status
 
@@ -114,12 +114,12 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         result = run_stage(loaded, folder, limit=limit)
-    rejects = "".join(f", {reason} {count}" for reason, count in result.rejects.items())
+    rejects = "".join(f", {reason} {count:,}" for reason, count in result.rejects.items())
     console.print(
-        f"rows in {result.rows_in} = with examples {result.rows_with_examples} "
-        f"+ rejected {result.rows_rejected}{rejects}"
+        f"rows in {result.rows_in:,} = with examples {result.rows_with_examples:,} "
+        f"+ rejected {result.rows_rejected:,}{rejects}"
     )
-    console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
+    console.print(f"teacher calls {result.teacher_calls:,}, replayed {result.teacher_calls_replayed:,}")
     _say_recipe_figures(folder)
     if result.num_examples:
         _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
@@ -280,7 +280,7 @@ def plan(
     show(found, console)
     if json_file is not None:
         write_json(found, json_file)
-        console.print(f"wrote: {json_file}", markup=False)
+        console.print(f"wrote: {json_file}", markup=False, soft_wrap=True)
     if not found.all_fits:
         raise typer.Exit(ConfigError.exit_code)
     _say_next("check", str(config), *_sets(overrides))
@@ -339,7 +339,7 @@ def export(
     from distill_ray.pipeline.export import export as run_export
 
     counts = run_export(_existing(run_dir), out, format, split)
-    console.print(", ".join(f"{name} {count}" for name, count in counts.items()) + " examples")
+    console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + " examples")
     _wrote(str(out))
 
 
@@ -408,8 +408,8 @@ def _finish(metrics: dict, root: str) -> None:
     m = RunFolder(root).manifest()
     if m.get("generation_complete", True) and "rows_in" in m:
         console.print(
-            f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
-            f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
+            f"rows in {m['rows_in']:,} = with examples {m['rows_with_examples']:,} + rejected {m['rows_rejected']:,}; "
+            f"teacher calls {m['teacher_calls']:,}, replayed {m['teacher_calls_replayed']:,}"
         )
         _say_recipe_figures(RunFolder(root))
     else:
@@ -430,7 +430,7 @@ def _say_no_example(rows_in: int, rejects: Mapping[str, int], root: str) -> None
     look = f"see {root}/rejects/*.parquet (reason, detail, row)" if rejects else "see data.source and --limit"
     if "token_budget" in rejects:
         look += "; raise generate.max_teacher_tokens and run again"
-    warning = f"not one example came of {rows_in} rows ({reasons}), so there is nothing to train on;"
+    warning = f"not one example came of {rows_in:,} rows ({reasons}), so there is nothing to train on;"
     console.print(f"[yellow]warning:[/yellow] {escape(warning)} {escape(look)}")
 
 
@@ -448,7 +448,7 @@ def _sets(overrides: list[str] | None) -> list[str]:
 
 
 def _wrote(path: str, *next_arguments: str) -> None:
-    console.print(f"wrote: {path}", markup=False)
+    console.print(f"wrote: {path}", markup=False, soft_wrap=True)
     if next_arguments:
         _say_next(*next_arguments)
 
@@ -465,7 +465,7 @@ def _say_next(*arguments: str) -> None:
         program = [os.path.relpath(sys.executable), "-m", "distill_ray"]
     elif shutil.which("distill-ray") != os.path.abspath(called):
         program = [os.path.relpath(called)]
-    console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
+    console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False, soft_wrap=True)
 
 
 def _forget(config: RunConfig, store: PairStore) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from distill_ray.config import load_config
 from distill_ray.errors import ConfigError, DistillError, InputError, Interrupted
+from distill_ray.pipeline.progress import People, tell
 
 flywheel_app = typer.Typer(
     name="flywheel",
@@ -73,7 +74,7 @@ def run(
             is_for_good = isinstance(error, Interrupted) or (number == 0 and isinstance(error, InputError))
             if seconds is None or is_for_good:
                 raise
-            typer.echo(f"error: {error}\n  the next run goes on from there", err=True)
+            tell(f"error: {error}\n  the next run goes on from there", stderr=True)
         if seconds is None:
             return
         typer.echo(f"the next cycle begins in {every}; Ctrl-C ends it")
@@ -88,7 +89,7 @@ def _cycle(config: Path, overrides: list[str], *, again: bool) -> None:
     from distill_ray.serving.names import existing_service_folder
 
     for line in ended_lines(run_cycle(loaded, existing_service_folder(loaded), again=again), str(config)):
-        typer.echo(line)
+        tell(line)
 
 
 def status(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -99,12 +100,10 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: `distill-ray status config.yaml`
     """
     loaded = load_config(config, overrides or [])
-    from rich.console import Console
-
     from distill_ray.flywheel.status import show_status
     from distill_ray.serving.names import existing_service_folder
 
-    show_status(loaded, existing_service_folder(loaded), Console(highlight=False, soft_wrap=True))
+    show_status(loaded, existing_service_folder(loaded), People())
 
 
 def _seconds(text: str) -> float:

@@ -62,8 +62,10 @@ def evaluate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
         for name, source in (("student_before", None), ("student_after", folder)):
             _answer(student_engine(config, source), gpus, folder, rows, name, progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
+            progress.update(progress.done, now=f"student {name.removeprefix('loss_')}: loss")
             _score(config, folder, source, rows, name, gpus)
         _reward(config, folder, rows)
+        progress.update(progress.done)
     metrics, predictions = score_predictions(config, rows + unanswered)
     folder.write_table(pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA), "eval", "predictions.parquet")
     folder.write_json(metrics, "eval", "metrics.json")
@@ -182,11 +184,12 @@ def _answer(
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=2),
         **engine_options(engine, gpus),
     )
-    progress.update(before, model=name.replace("_", " "))
+    now = f"{name.replace('_', ' ')}: answers"
+    progress.update(before, now=now)
     try:
         for count, answer in enumerate(dataset.iter_rows(), start=1):
             rows[answer["number"]][name] = answer["text"]
-            progress.update(before + count, model=name.replace("_", " "))
+            progress.update(before + count, now=now)
     except Exception as error:
         # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
         ours = own_error(error)

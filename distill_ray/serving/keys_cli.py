@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distill_ray.config import RunConfig, load_config
+from distill_ray.pipeline.progress import tell
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
 Owner = Annotated[str, typer.Argument(help="Whose it is.", show_default=False)]
@@ -31,10 +32,10 @@ def add(config: ConfigPath, owner: Owner, overrides: Overrides = None) -> None:
     loaded = load_config(config, overrides or [])
     path = _keys_file(loaded, service_folder(loaded))
     typer.echo(add_key(path, owner))
-    typer.echo(
+    tell(
         f"This is shown once; its hash is in {os.path.relpath(path)}. A running service knows it when it is started "
         "again.",
-        err=True,
+        stderr=True,
     )
 
 
@@ -70,7 +71,7 @@ def remove(
 
     path = _existing_keys_file(load_config(config, overrides or []))
     num_removed = remove_keys(path, owner, prefix)
-    typer.echo(
+    tell(
         f"removed {num_removed} from {os.path.relpath(path)}; a running service accepts what is removed until it is "
         "started again"
     )

@@ -11,6 +11,7 @@ import typer
 
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import BundleError, ClusterError, ConfigError, StoreError
+from distill_ray.pipeline.progress import tell
 from distill_ray.serving.keys_cli import keys_app
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _serve(path: Path, bundle: str | None, overrides: list[str]) -> None:
     app.require_port(loaded.serve.host, loaded.serve.port)
     for line in check_service(loaded):
         if line.startswith("warning: "):
-            typer.echo(line, err=True)
+            tell(line, stderr=True)
     keys = require_startable(loaded, folder, bundle)
     occupy(folder).close()  # its keeper will hold it; that it could not is said before Ray is started
     if bundle is not None:
@@ -161,7 +162,7 @@ def rollback(
     typer.echo(f"current: {now} (before: {before}), in {_where(loaded, folder)}")
     num_unmarked = _settled(loaded, folder, bundles)
     if num_unmarked:
-        typer.echo(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
+        tell(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
 
 
 def _where(config: RunConfig, folder: str) -> str:
@@ -177,7 +178,7 @@ def _settled(config: RunConfig, folder: str, bundles: Bundles) -> int:
     try:
         return settle(bundles, make_store(config.serve.collect.store, folder))[1]
     except StoreError as error:
-        typer.echo(f"warning: which pairs count as learnt is set right by the next `flywheel run`: {error}", err=True)
+        tell(f"warning: which pairs count as learnt is set right by the next `flywheel run`: {error}", stderr=True)
         return 0
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.progress import People
 
 if TYPE_CHECKING:
     from distill_ray.serving.collecting.store import PairStore
@@ -27,7 +27,7 @@ pairs_app = typer.Typer(
 forgetting: list[Callable[[RunConfig, PairStore], None]] = []
 """Told after a deletion, with config and store: what keeps texts of pairs in the layers above this one."""
 
-console = Console(highlight=False, soft_wrap=True, markup=False)
+console = People(markup=False)
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
 Owner = Annotated[str | None, typer.Option("--owner", help="Only of this owner of a key.")]
@@ -100,7 +100,7 @@ def export_pairs(
     num_written, num_left_out = run_export(store, out, format, where)
     left_out = f"; {num_left_out} with tool calls left out (--format messages has them)" if num_left_out else ""
     console.print(f"{num_written} pairs of {place}{left_out}")
-    console.print(f"wrote: {out}")
+    console.print(f"wrote: {out}", soft_wrap=True)
 
 
 @pairs_app.command("delete")
