@@ -16,13 +16,15 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
+from distill_ray.completion import config_keys, one_of, run_folders
 from distill_ray.config import RunConfig, load_config
-from distill_ray.errors import ConfigError, DistillError
+from distill_ray.errors import ConfigError, DistillError, Interrupted
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
 from distill_ray.pipeline.progress import People
@@ -33,26 +35,57 @@ if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
     from distill_ray.serving.collecting.store import PairStore
 
+PANELS = {
+    "One run": ("demo", "init", "check", "preview", "plan", "run", "generate", "train", "evaluate", "report"),
+    "Use it": ("ask", "export", "calibrate", "serve", "keys", "promote", "rollback"),
+    "Keep learning": ("status", "flywheel", "pairs"),
+    "This machine": ("doctor",),
+}
+"""The commands as `--help` shows them: in the order in which people need them."""
+
+
+class _InPanels(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        panels = {name: panel for panel, names in PANELS.items() for name in names}
+        for name, command in self.commands.items():
+            command.rich_help_panel = panels[name]
+        self.commands = {name: self.commands[name] for name in panels}
+
+
 app = typer.Typer(
     name="distill-ray",
+    cls=_InPanels,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Turn what a large model does with a long prompt into what a small model does by itself.\n\n"
-    "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data.",
+    "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data. "
+    "What a command does and writes, with an example: `distill-ray COMMAND --help`. Completion in your shell: "
+    "`distill-ray --install-completion`.",
 )
 app.add_typer(pairs_app)
 console = People()
 errors = People(stderr=True)
 
 INTERRUPTED = 130  # exit status
+HELP_WIDTH = 100  # of a terminal that is wider: long lines are hard to read
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
-RunDir = Annotated[str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option("--run-dir", autocompletion=run_folders, help="Folder (or s3:// URL) of the run. Default: runs/NAME."),
+]
+ExistingRun = Annotated[str, typer.Argument(help="Folder of a run.", autocompletion=run_folders)]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of each source.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set train.epochs=2`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set train.epochs=2`. Repeatable.",
+    ),
 ]
 
 
@@ -79,7 +112,10 @@ def demo(
 ) -> None:
     """The whole chain on the built-in teacher, offline, on two CPU cores.
 
-    Teaches a tiny model to name the language of a sentence without the long instruction that its teacher needs.
+    Teaches a tiny model to name the language of a sentence without the long instruction that its teacher needs. Writes
+    the input, with a config to start from, to `runs/demo/input/`, and the run beside it, up to `report.html`.
+
+    Example: `distill-ray demo`
     """
     from distill_ray.demo.prepare import prepare_demo
     from distill_ray.pipeline.run import run as run_pipeline
@@ -90,7 +126,7 @@ def demo(
 
 @app.command()
 def run(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
-    """Generate, train and evaluate; safe to repeat: finished work is kept.
+    """Generate, train and evaluate; write the run's folder, up to `report.html`. Safe to repeat: what is done is kept.
 
     Example: `distill-ray run config.yaml --run-dir runs/first --limit 200`
     """
@@ -130,7 +166,7 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 @app.command()
 def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
-    """Fine-tune the student on `examples/`. The same command goes on after a kill.
+    """Fine-tune the student on `examples/`; write `student/`. The same command goes on after a kill.
 
     Example: `distill-ray train config.yaml --set train.epochs=2`
     """
@@ -163,7 +199,9 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 @app.command()
 def calibrate(
-    run_dir: Annotated[str | None, typer.Argument(help="Folder of a run.", show_default=False)] = None,
+    run_dir: Annotated[
+        str | None, typer.Argument(help="Folder of a run.", show_default=False, autocompletion=run_folders)
+    ] = None,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -177,8 +215,11 @@ def calibrate(
 ) -> None:
     """Find out for which requests the student is as good as the teacher; write the run's `bundle/`.
 
-    Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`, or
-    `distill-ray calibrate --replay pairs.csv`
+    Examples:
+
+    - `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`
+
+    - `distill-ray calibrate --replay pairs.csv`
     """
     if replay is not None:
         _replay(replay, run_dir, overrides or [])
@@ -217,17 +258,27 @@ def _replay(file: Path, run_dir: str | None, overrides: list[str]) -> None:
         _wrote(path)
 
 
+def _starters() -> dict[str, Path]:
+    found = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
+    return {**found, "self_critique": found["sentiment"]}  # each recipe's name is a starter
+
+
+def _starter_names(incomplete: str) -> list[str]:
+    return one_of(*_starters())(incomplete)
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
-    recipe: Annotated[str, typer.Option("--recipe", help="Which starter; an unknown name lists them.")] = "context",
+    recipe: Annotated[
+        str, typer.Option("--recipe", autocompletion=_starter_names, help="Which starter; an unknown name lists them.")
+    ] = "context",
 ) -> None:
     """Write a commented starter config.
 
     Example: `distill-ray init --recipe step_by_step mine/config.yaml`
     """
-    starters = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
-    starters["self_critique"] = starters["sentiment"]  # each recipe's name is a starter
+    starters = _starters()
     if recipe not in starters:
         raise ConfigError(f"--recipe {recipe}: no such starter; there are: {', '.join(starters)}")
     if path.exists():
@@ -240,6 +291,8 @@ def init(
 @app.command()
 def check(config: ConfigPath, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Check everything that can be checked before anything is paid for: keys, files, template, model, API key, buckets.
+
+    Writes nothing, and asks no teacher for an answer. Exit status 2: something is wrong.
 
     Example: `distill-ray check config.yaml`
     """
@@ -261,14 +314,18 @@ def plan(
     config: ConfigPath,
     limit: Limit = None,
     run_dir: Annotated[
-        str | None, typer.Option("--run-dir", help="Folder of a trial with this config: its figures come first.")
+        str | None,
+        typer.Option(
+            "--run-dir", autocompletion=run_folders, help="Folder of a trial with this config: its figures come first."
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Before anything is rented: rows, tokens, GPU-hours and money of each stage, and whether the models fit.
 
-    Nothing is asked of a teacher, and no Ray or GPU is needed. Exit status 2: something does not fit.
+    Nothing is asked of a teacher, no Ray or GPU is needed, and nothing is written but `--json`. Exit status 2:
+    something does not fit.
 
     Example: `distill-ray plan config.yaml --set plan.teacher.gpu=H100`
     """
@@ -293,6 +350,8 @@ def preview(
     overrides: Overrides = None,
 ) -> None:
     """Show for a few rows: the prompt that the teacher sees, its raw answer, and what the student would learn.
+
+    The teacher is asked for these rows; nothing is kept.
 
     Example: `distill-ray preview config.yaml -n 3`
     """
@@ -323,18 +382,32 @@ def report(run_dir: Annotated[str, typer.Argument(help="Folder of a run.")]) -> 
 
 @app.command()
 def export(
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run_dir: ExistingRun,
     out: Annotated[Path, typer.Argument(help="File (messages) or folder (dataset) to write.")],
     format: Annotated[
-        str, typer.Option("--format", help="messages: JSON lines. dataset: a folder for `datasets`.")
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=one_of("messages", "dataset"),
+            help="messages: JSON lines. dataset: a folder for `datasets`.",
+        ),
     ] = "messages",
     split: Annotated[
-        str | None, typer.Option("--split", help="train, validation or test. Default: train; all for dataset.")
+        str | None,
+        typer.Option(
+            "--split",
+            autocompletion=one_of("train", "validation", "test"),
+            help="train, validation or test. Default: train; all for dataset.",
+        ),
     ] = None,
 ) -> None:
     """Write the examples of a run as other tools read them: chat messages as JSON lines, or a data set folder.
 
-    Example: `distill-ray export runs/demo demo.jsonl`, or `distill-ray export runs/demo my-data --format dataset`
+    Examples:
+
+    - `distill-ray export runs/demo demo.jsonl`
+
+    - `distill-ray export runs/demo my-data --format dataset`
     """
     from distill_ray.pipeline.export import export as run_export
 
@@ -345,7 +418,7 @@ def export(
 
 @app.command()
 def ask(
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run_dir: ExistingRun,
     question: Annotated[str, typer.Argument(help="What to ask.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -366,7 +439,12 @@ def ask(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, what hardware is seen, and what is missing with the command that mends it."""
+    """Say what is installed, what hardware is seen, and what is missing with the command that mends it.
+
+    Exit status 1: something is missing.
+
+    Example: `distill-ray doctor`
+    """
     from distill_ray.doctor import examine
 
     findings = examine()
@@ -488,11 +566,14 @@ def _stop() -> NoReturn:
 def main() -> None:
     """Entry point: one clear message and an exit status, never a wall of traceback."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries for a while; the error that ends it is ours
+    if shutil.get_terminal_size().columns > HELP_WIDTH:
+        os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's
     interrupts.install()
     try:
         app()
     except DistillError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        mark = "" if isinstance(error, Interrupted) else "[red]error:[/red] "
+        errors.print(mark + escape(str(error)))
         sys.exit(error.exit_code)
     except SystemExit as ended:  # typer makes one of Ctrl-C
         if ended.code == INTERRUPTED and interrupts.is_pressed():

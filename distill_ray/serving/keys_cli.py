@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from distill_ray.completion import config_keys
 from distill_ray.config import RunConfig, load_config
 from distill_ray.pipeline.progress import tell
 
@@ -15,9 +16,18 @@ ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service."
 Owner = Annotated[str, typer.Argument(help="Whose it is.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable.",
+    ),
 ]
-keys_app = typer.Typer(name="keys", no_args_is_help=True, help="API keys of a service. Only their hashes are stored.")
+keys_app = typer.Typer(
+    name="keys",
+    no_args_is_help=True,
+    help="API keys of a service. Only their hashes are stored.\n\nExample: `distill-ray keys add config.yaml alice`",
+)
 
 
 @keys_app.command("add")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_ray.completion import config_keys
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import BundleError, ClusterError, ConfigError, StoreError
 from distill_ray.pipeline.progress import tell
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.guard=strict`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.guard=strict`. Repeatable.",
+    ),
 ]
 NEWS_S = 1.0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_ray.completion import config_keys, one_of
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.progress import People
@@ -22,7 +23,8 @@ pairs_app = typer.Typer(
     name="pairs",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="The pairs that a service collected: list, export, delete.",
+    help="The pairs that a service collected: list, export, delete.\n\n"
+    "Example: `distill-ray pairs list config.yaml --limit 5`",
 )
 forgetting: list[Callable[[RunConfig, PairStore], None]] = []
 """Told after a deletion, with config and store: what keeps texts of pairs in the layers above this one."""
@@ -40,7 +42,12 @@ Indexed = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable.",
+    ),
 ]
 
 
@@ -81,7 +88,12 @@ def export_pairs(
     config: ConfigPath,
     out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
     format: Annotated[
-        str, typer.Option("--format", help="messages: JSON lines for other tools. parquet: for `data:`.")
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=one_of("messages", "parquet"),
+            help="messages: JSON lines for other tools. parquet: for `data:`.",
+        ),
     ] = "messages",
     owner: Owner = None,
     contains: Contains = None,
