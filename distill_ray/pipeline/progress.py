@@ -25,6 +25,7 @@ from rich.text import Text
 
 LINE_EVERY_S = 30.0  # away from a terminal: a line after so long,
 TENTH_EVERY_S = 5.0  # or at the next tenth of all there is, but not more often than this
+WIDEST = 120  # of what is laid out: longer lines are hard to read
 LABEL_WIDTH = len("tokens per second")  # the widest there is: the panel does not move when it appears
 
 _people: TextIO | None = None  # the real standard error stream while `noise_to` is active
@@ -59,9 +60,12 @@ class People(Console):
         super().__init__(file=file, stderr=stderr, markup=markup, highlight=False)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
-        """As rich does. A table is as wide as it may be anywhere: without line breaks its cells would be cut."""
+        """As rich does, but tables and panels do not stretch; without line breaks their cells would be cut."""
+        is_text = all(isinstance(each, str) for each in objects)
+        if not is_text:
+            options.setdefault("width", min(self.width, WIDEST))
         if soft_wrap is None:
-            soft_wrap = not self.is_interactive and all(isinstance(each, str) for each in objects)
+            soft_wrap = is_text and not self.is_interactive
         super().print(*objects, soft_wrap=soft_wrap, **options)
 
 

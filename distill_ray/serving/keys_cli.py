@@ -61,7 +61,7 @@ def list_(config: ConfigPath, overrides: Overrides = None) -> None:
     keys = read_keys(path)
     for key in keys:
         typer.echo(f"{key.owner}  {key.digest[:12]}")
-    typer.echo(f"{len(keys)} keys in {os.path.relpath(path)}", err=True)
+    typer.echo(f"{len(keys)} key{'' if len(keys) == 1 else 's'} in {os.path.relpath(path)}", err=True)
 
 
 @keys_app.command("remove")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distill_ray.pipeline import progress
 from distill_ray.pipeline.progress import LABEL_WIDTH, People, Progress, say, waiting
@@ -163,6 +164,15 @@ def test_a_terminal_breaks_lines_between_words_and_a_path_nowhere(monkeypatch: p
     assert max(map(len, text_of(console).splitlines())) <= 40
     console.print("wrote: " + "a/long/path" * 9, soft_wrap=True)
     assert text_of(console).endswith("wrote: " + "a/long/path" * 9 + "\n")
+
+
+def test_a_table_does_not_stretch_over_a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = people(monkeypatch, is_terminal=True)
+    console.width = 200
+    table = Table()
+    table.add_row("why", SENTENCE * 5)
+    console.print(table)
+    assert max(map(len, Text.from_ansi(text_of(console)).plain.splitlines())) == progress.WIDEST
 
 
 def test_a_file_gets_whole_lines_and_whole_cells(monkeypatch: pytest.MonkeyPatch) -> None:

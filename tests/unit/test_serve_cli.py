@@ -325,7 +325,7 @@ def test_keys_are_added_listed_and_removed_where_the_settings_say(run) -> None:
     assert (status, "no key of 'carol'; there are: alice" in out) == (2, True)
     assert run("keys", "remove", "config.yaml", "alice", *place)[0] == 0
     listed = run("keys", "list", "config.yaml", *place)[1]
-    assert ("bob" in listed, "alice" in listed, "1 keys" in listed) == (True, False, True)
+    assert ("bob" in listed, "alice" in listed, "1 key in" in listed) == (True, False, True)
 
 
 def test_keys_of_a_service_that_is_not_here_are_not_none(run) -> None:

@@ -76,10 +76,10 @@ def list_pairs(
         _show(record, show_text)
     deletions = store.deletions()
     num_deleted = sum(deletion.num for deletion in deletions)
-    chosen = f"{store.count(where)} of them chosen, " if where != ALL else ""
+    chosen = f"{store.count(where):,} of them chosen, " if where != ALL else ""
     console.print(
-        f"pairs {store.count()}, {chosen}{store.count(Selection(indexed=True))} indexed; "
-        f"{num_deleted} deleted in {len(deletions)} deletions; in {place}"
+        f"pairs {store.count():,}, {chosen}{store.count(Selection(indexed=True)):,} indexed; "
+        f"{num_deleted:,} deleted in {len(deletions)} deletions; in {place}"
     )
 
 
@@ -111,7 +111,7 @@ def export_pairs(
     store, place = _store(load_config(config, overrides or []))
     num_written, num_left_out = run_export(store, out, format, where)
     left_out = f"; {num_left_out} with tool calls left out (--format messages has them)" if num_left_out else ""
-    console.print(f"{num_written} pairs of {place}{left_out}")
+    console.print(f"{num_written:,} pairs of {place}{left_out}")
     console.print(f"wrote: {out}", soft_wrap=True)
 
 
@@ -138,10 +138,10 @@ def delete_pairs(
     loaded = load_config(config, overrides or [])
     store, place = _store(loaded)
     if dry_run:
-        console.print(f"would delete {store.count(where)} of {store.count()} pairs in {place}")
+        console.print(f"would delete {store.count(where):,} of {store.count():,} pairs in {place}")
         return
     num_deleted = store.delete(where)
-    console.print(f"deleted {num_deleted} pairs; {store.count()} are left in {place}")
+    console.print(f"deleted {num_deleted:,} pairs; {store.count():,} are left in {place}")
     for forget in forgetting:
         forget(loaded, store)
 
