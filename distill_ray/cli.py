@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from distill_ray.completion import config_keys, one_of, run_folders
 from distill_ray.config import RunConfig, load_config
@@ -49,6 +49,7 @@ class _InPanels(TyperGroup):
         super().__init__(**settings)
         panels = {name: panel for panel, names in PANELS.items() for name in names}
         for name, command in self.commands.items():
+            assert isinstance(command, TyperCommand | TyperGroup)
             command.rich_help_panel = panels[name]
         self.commands = {name: self.commands[name] for name in panels}
 

@@ -23,6 +23,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+MEASURED_S = 2.0  # before this a speed is a guess
 LINE_EVERY_S = 30.0  # away from a terminal: a line after so long,
 TENTH_EVERY_S = 5.0  # or at the next tenth of all there is, but not more often than this
 WIDEST = 120  # of what is laid out: longer lines are hard to read
@@ -166,6 +167,8 @@ class Progress:
         return f"{self.stage}: " + ", ".join([*parts, f"elapsed {duration(time.monotonic() - self._started)}"])
 
     def _is_due(self, now: float) -> bool:
+        if self.total and self.done >= self.total and not self.figures:
+            return False  # the last line says it
         waited = now - self._last_line
         return waited >= LINE_EVERY_S or (waited >= TENTH_EVERY_S and self._tenths() > self._last_tenth)
 
@@ -181,11 +184,11 @@ class Progress:
     def _eta_s(self) -> float | None:
         """Counts down while nothing moves, and goes when that takes longer than it should: it would only grow."""
         since, before = self._base or (0.0, 0)
-        gained = self.done - before
-        if not self.total or gained <= 0 or self.done >= self.total:
+        gained, took = self.done - before, self._moved - since
+        if not self.total or gained <= 0 or self.done >= self.total or took < MEASURED_S:
             return None
-        eta = (self._moved - since) * (self.total - self.done) / gained - (time.monotonic() - self._moved)
-        return eta if eta > 0 else None
+        eta = took * (self.total - self.done) / gained - (time.monotonic() - self._moved)
+        return eta if eta >= 1 else None
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 2))

@@ -119,6 +119,21 @@ def test_a_slow_stage_says_a_line_every_half_minute_and_a_fast_one_few(clock: Cl
     assert len(text_of(fast).splitlines()) == 2
 
 
+def test_a_stage_that_was_done_before_says_so_once() -> None:
+    console = file()
+    with Progress("train", total=18, unit="steps", console=console) as shown:
+        shown.update(18)
+    assert text_of(console) == "train: 18/18 steps, elapsed 0s\n"
+
+
+def test_there_is_no_eta_before_there_is_a_speed(clock: Clock) -> None:
+    shown = Progress("evaluate", total=800, unit="answers", console=file())
+    for done in (1, 128):
+        shown.update(done)
+        clock.now += 0.1
+    assert "ETA" not in shown.line()
+
+
 def test_the_eta_counts_down_while_nothing_moves_and_goes_when_it_is_over(clock: Clock) -> None:
     shown = Progress("evaluate", total=300, unit="answers", console=file())
     for done in (0, 100, 200):
@@ -128,7 +143,7 @@ def test_the_eta_counts_down_while_nothing_moves_and_goes_when_it_is_over(clock:
     clock.now += 4
     shown.update(200)
     assert "ETA 6s" in shown.line()
-    clock.now += 7
+    clock.now += 6
     assert "ETA" not in shown.line()
     assert "ETA" not in shown.line(is_last=True)
 
