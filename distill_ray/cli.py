@@ -27,7 +27,7 @@ from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError, DistillError, Interrupted
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
-from distill_ray.pipeline.progress import People
+from distill_ray.pipeline.progress import People, waiting
 from distill_ray.serving import serve_cli
 from distill_ray.serving.collecting.pairs_cli import forgetting, pairs_app
 
@@ -428,7 +428,8 @@ def ask(
 
     Example: `distill-ray ask runs/demo "Wo ist der Bahnhof?"`
     """
-    from distill_ray.pipeline.ask import stream_answer
+    with waiting("loading the student"):  # torch, and in `stream_answer` the weights
+        from distill_ray.pipeline.ask import stream_answer
 
     async def answer() -> None:
         async for piece in stream_answer(_existing(run_dir), question, max_tokens, temperature):
