@@ -280,9 +280,9 @@ def _shown(tally: Any, progress: Progress) -> Iterator[None]:
             state["rows"],
             calls=state["calls"],
             replayed=state["replayed"] or None,
-            tokens_per_second=f"{state['tokens_per_second']:,.0f}" if state["tokens_per_second"] else None,
             rejects=" ".join(f"{reason} {count:,}" for reason, count in state["rejects"].items()) or None,
             engines="starting" if not state["engines"] else None,
+            **{"tokens/s": f"{state['tokens_per_second']:,.0f}" if state["tokens_per_second"] else None},
         )
 
     thread = threading.Thread(target=poll, name="progress", daemon=True)

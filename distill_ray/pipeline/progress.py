@@ -27,7 +27,7 @@ MEASURED_S = 2.0  # before this a speed is a guess
 LINE_EVERY_S = 30.0  # away from a terminal: a line after so long,
 TENTH_EVERY_S = 5.0  # or at the next tenth of all there is, but not more often than this
 WIDEST = 120  # of what is laid out: longer lines are hard to read
-LABEL_WIDTH = len("tokens per second")  # the widest there is: the panel does not move when it appears
+LABEL_WIDTH = len("validation loss")  # the widest there is: the panel does not move when it appears
 
 _people: TextIO | None = None  # the real standard error stream while `noise_to` is active
 _live: Console | None = None  # where a panel is drawn: a line beside it has to know of it, or it is drawn over

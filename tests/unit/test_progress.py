@@ -13,7 +13,7 @@ from rich.text import Text
 from distill_ray.pipeline import progress
 from distill_ray.pipeline.progress import LABEL_WIDTH, People, Progress, say, waiting
 
-FIGURES = {"calls": 12_345, "tokens_per_second": "59,620", "rejects": "empty_answer 3 " * 12}
+FIGURES = {"calls": 12_345, "tokens/s": "59,620", "rejects": "empty_answer 3 " * 12}
 
 
 class Clock:
@@ -57,7 +57,7 @@ def test_the_panel_is_no_wider_than_its_terminal_and_does_not_stretch(width: int
     assert lines[0].split() == ["generate", "400,000", "/", "1,234,567", "rows", "32", "%"]
 
 
-def test_the_panel_does_not_move_when_the_speed_appears() -> None:
+def test_the_panel_does_not_move_when_a_figure_appears() -> None:
     shown = Progress("train", total=10, unit="steps", console=terminal())
 
     def at() -> int:
@@ -65,7 +65,7 @@ def test_the_panel_does_not_move_when_the_speed_appears() -> None:
         return lines[0].index("0 /")
 
     before = at()
-    shown.update(0, tokens_per_second="5")
+    shown.update(0, validation_loss="5")
     assert at() == before == LABEL_WIDTH + 2
 
 
