@@ -16,16 +16,18 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
+from distill_ray.completion import config_keys, one_of, run_folders
 from distill_ray.config import RunConfig, load_config
-from distill_ray.errors import ConfigError, DistillError
+from distill_ray.errors import ConfigError, DistillError, Interrupted
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
+from distill_ray.pipeline.progress import People, waiting
 from distill_ray.serving import serve_cli
 from distill_ray.serving.collecting.pairs_cli import forgetting, pairs_app
 
@@ -33,26 +35,58 @@ if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
     from distill_ray.serving.collecting.store import PairStore
 
+PANELS = {
+    "One run": ("demo", "init", "check", "preview", "plan", "run", "generate", "train", "evaluate", "report"),
+    "Use it": ("ask", "export", "calibrate", "serve", "keys", "promote", "rollback"),
+    "Keep learning": ("status", "flywheel", "pairs"),
+    "This machine": ("doctor",),
+}
+"""The commands as `--help` shows them: in the order in which people need them."""
+
+
+class _InPanels(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        panels = {name: panel for panel, names in PANELS.items() for name in names}
+        for name, command in self.commands.items():
+            assert isinstance(command, TyperCommand | TyperGroup)
+            command.rich_help_panel = panels[name]
+        self.commands = {name: self.commands[name] for name in panels}
+
+
 app = typer.Typer(
     name="distill-ray",
+    cls=_InPanels,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Turn what a large model does with a long prompt into what a small model does by itself.\n\n"
-    "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data.",
+    "Start with `distill-ray demo`, then copy `runs/demo/input/` and put in your own model, prompt and data. "
+    "What a command does and writes, with an example: `distill-ray COMMAND --help`. Completion in your shell: "
+    "`distill-ray --install-completion`.",
 )
 app.add_typer(pairs_app)
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = People()
+errors = People(stderr=True)
 
 INTERRUPTED = 130  # exit status
+HELP_WIDTH = 100  # of a terminal that is wider: long lines are hard to read
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
-RunDir = Annotated[str | None, typer.Option("--run-dir", help="Folder (or s3:// URL) of the run. Default: runs/NAME.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option("--run-dir", autocompletion=run_folders, help="Folder (or s3:// URL) of the run. Default: runs/NAME."),
+]
+ExistingRun = Annotated[str, typer.Argument(help="Folder of a run.", autocompletion=run_folders)]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of each source.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set train.epochs=2`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set train.epochs=2`. Repeatable.",
+    ),
 ]
 
 
@@ -79,7 +113,10 @@ def demo(
 ) -> None:
     """The whole chain on the built-in teacher, offline, on two CPU cores.
 
-    Teaches a tiny model to name the language of a sentence without the long instruction that its teacher needs.
+    Teaches a tiny model to name the language of a sentence without the long instruction that its teacher needs. Writes
+    the input, with a config to start from, to `runs/demo/input/`, and the run beside it, up to `report.html`.
+
+    Example: `distill-ray demo`
     """
     from distill_ray.demo.prepare import prepare_demo
     from distill_ray.pipeline.run import run as run_pipeline
@@ -90,7 +127,7 @@ def demo(
 
 @app.command()
 def run(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
-    """Generate, train and evaluate; safe to repeat: finished work is kept.
+    """Generate, train and evaluate; write the run's folder, up to `report.html`. Safe to repeat: what is done is kept.
 
     Example: `distill-ray run config.yaml --run-dir runs/first --limit 200`
     """
@@ -114,12 +151,12 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
     folder = _folder(loaded, run_dir)
     with stage(loaded, folder):
         result = run_stage(loaded, folder, limit=limit)
-    rejects = "".join(f", {reason} {count}" for reason, count in result.rejects.items())
+    rejects = "".join(f", {reason} {count:,}" for reason, count in result.rejects.items())
     console.print(
-        f"rows in {result.rows_in} = with examples {result.rows_with_examples} "
-        f"+ rejected {result.rows_rejected}{rejects}"
+        f"rows in {result.rows_in:,} = with examples {result.rows_with_examples:,} "
+        f"+ rejected {result.rows_rejected:,}{rejects}"
     )
-    console.print(f"teacher calls {result.teacher_calls}, replayed {result.teacher_calls_replayed}")
+    console.print(f"teacher calls {result.teacher_calls:,}, replayed {result.teacher_calls_replayed:,}")
     _say_recipe_figures(folder)
     if result.num_examples:
         _wrote(f"{_shown(folder.root)}/examples", "train", *_same(config, folder, overrides))
@@ -130,7 +167,7 @@ def generate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 @app.command()
 def train(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, overrides: Overrides = None) -> None:
-    """Fine-tune the student on `examples/`. The same command goes on after a kill.
+    """Fine-tune the student on `examples/`; write `student/`. The same command goes on after a kill.
 
     Example: `distill-ray train config.yaml --set train.epochs=2`
     """
@@ -163,7 +200,9 @@ def evaluate(config: ConfigPath, run_dir: RunDir = None, limit: Limit = None, ov
 
 @app.command()
 def calibrate(
-    run_dir: Annotated[str | None, typer.Argument(help="Folder of a run.", show_default=False)] = None,
+    run_dir: Annotated[
+        str | None, typer.Argument(help="Folder of a run.", show_default=False, autocompletion=run_folders)
+    ] = None,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -177,8 +216,11 @@ def calibrate(
 ) -> None:
     """Find out for which requests the student is as good as the teacher; write the run's `bundle/`.
 
-    Example: `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`, or
-    `distill-ray calibrate --replay pairs.csv`
+    Examples:
+
+    - `distill-ray calibrate runs/demo --set calibrate.error_budget=0.02`
+
+    - `distill-ray calibrate --replay pairs.csv`
     """
     if replay is not None:
         _replay(replay, run_dir, overrides or [])
@@ -217,17 +259,27 @@ def _replay(file: Path, run_dir: str | None, overrides: list[str]) -> None:
         _wrote(path)
 
 
+def _starters() -> dict[str, Path]:
+    found = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
+    return {**found, "self_critique": found["sentiment"]}  # each recipe's name is a starter
+
+
+def _starter_names(incomplete: str) -> list[str]:
+    return one_of(*_starters())(incomplete)
+
+
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
-    recipe: Annotated[str, typer.Option("--recipe", help="Which starter; an unknown name lists them.")] = "context",
+    recipe: Annotated[
+        str, typer.Option("--recipe", autocompletion=_starter_names, help="Which starter; an unknown name lists them.")
+    ] = "context",
 ) -> None:
     """Write a commented starter config.
 
     Example: `distill-ray init --recipe step_by_step mine/config.yaml`
     """
-    starters = {file.stem: file for file in sorted((Path(__file__).parent / "recipes" / "configs").glob("*.yaml"))}
-    starters["self_critique"] = starters["sentiment"]  # each recipe's name is a starter
+    starters = _starters()
     if recipe not in starters:
         raise ConfigError(f"--recipe {recipe}: no such starter; there are: {', '.join(starters)}")
     if path.exists():
@@ -240,6 +292,8 @@ def init(
 @app.command()
 def check(config: ConfigPath, run_dir: RunDir = None, overrides: Overrides = None) -> None:
     """Check everything that can be checked before anything is paid for: keys, files, template, model, API key, buckets.
+
+    Writes nothing, and asks no teacher for an answer. Exit status 2: something is wrong.
 
     Example: `distill-ray check config.yaml`
     """
@@ -261,14 +315,18 @@ def plan(
     config: ConfigPath,
     limit: Limit = None,
     run_dir: Annotated[
-        str | None, typer.Option("--run-dir", help="Folder of a trial with this config: its figures come first.")
+        str | None,
+        typer.Option(
+            "--run-dir", autocompletion=run_folders, help="Folder of a trial with this config: its figures come first."
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Before anything is rented: rows, tokens, GPU-hours and money of each stage, and whether the models fit.
 
-    Nothing is asked of a teacher, and no Ray or GPU is needed. Exit status 2: something does not fit.
+    Nothing is asked of a teacher, no Ray or GPU is needed, and nothing is written but `--json`. Exit status 2:
+    something does not fit.
 
     Example: `distill-ray plan config.yaml --set plan.teacher.gpu=H100`
     """
@@ -280,7 +338,7 @@ def plan(
     show(found, console)
     if json_file is not None:
         write_json(found, json_file)
-        console.print(f"wrote: {json_file}", markup=False)
+        console.print(f"wrote: {json_file}", markup=False, soft_wrap=True)
     if not found.all_fits:
         raise typer.Exit(ConfigError.exit_code)
     _say_next("check", str(config), *_sets(overrides))
@@ -294,6 +352,8 @@ def preview(
 ) -> None:
     """Show for a few rows: the prompt that the teacher sees, its raw answer, and what the student would learn.
 
+    The teacher is asked for these rows; nothing is kept.
+
     Example: `distill-ray preview config.yaml -n 3`
     """
     loaded = load_config(config, overrides or [])
@@ -305,7 +365,10 @@ def preview(
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="Folders of runs.", show_default=False)],
+    run_dirs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_DIR...", help="Folders of runs.", show_default=False, autocompletion=run_folders),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.html", help="Write the comparison of several runs as a page.")
     ] = None,
@@ -363,29 +426,43 @@ def _compare(run_dirs: list[str], out: Path | None) -> None:
 
 @app.command()
 def export(
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run_dir: ExistingRun,
     out: Annotated[Path, typer.Argument(help="File (messages) or folder (dataset) to write.")],
     format: Annotated[
-        str, typer.Option("--format", help="messages: JSON lines. dataset: a folder for `datasets`.")
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=one_of("messages", "dataset"),
+            help="messages: JSON lines. dataset: a folder for `datasets`.",
+        ),
     ] = "messages",
     split: Annotated[
-        str | None, typer.Option("--split", help="train, validation or test. Default: train; all for dataset.")
+        str | None,
+        typer.Option(
+            "--split",
+            autocompletion=one_of("train", "validation", "test"),
+            help="train, validation or test. Default: train; all for dataset.",
+        ),
     ] = None,
 ) -> None:
     """Write the examples of a run as other tools read them: chat messages as JSON lines, or a data set folder.
 
-    Example: `distill-ray export runs/demo demo.jsonl`, or `distill-ray export runs/demo my-data --format dataset`
+    Examples:
+
+    - `distill-ray export runs/demo demo.jsonl`
+
+    - `distill-ray export runs/demo my-data --format dataset`
     """
     from distill_ray.pipeline.export import export as run_export
 
     counts = run_export(_existing(run_dir), out, format, split)
-    console.print(", ".join(f"{name} {count}" for name, count in counts.items()) + " examples")
+    console.print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + " examples")
     _wrote(str(out))
 
 
 @app.command()
 def ask(
-    run_dir: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run_dir: ExistingRun,
     question: Annotated[str, typer.Argument(help="What to ask.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -394,7 +471,8 @@ def ask(
 
     Example: `distill-ray ask runs/demo "Wo ist der Bahnhof?"`
     """
-    from distill_ray.pipeline.ask import stream_answer
+    with waiting("loading the student"):  # torch, and in `stream_answer` the weights
+        from distill_ray.pipeline.ask import stream_answer
 
     async def answer() -> None:
         async for piece in stream_answer(_existing(run_dir), question, max_tokens, temperature):
@@ -406,7 +484,12 @@ def ask(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, what hardware is seen, and what is missing with the command that mends it."""
+    """Say what is installed, what hardware is seen, and what is missing with the command that mends it.
+
+    Exit status 1: something is missing.
+
+    Example: `distill-ray doctor`
+    """
     from distill_ray.doctor import examine
 
     findings = examine()
@@ -448,8 +531,8 @@ def _finish(metrics: dict, root: str) -> None:
     m = RunFolder(root).manifest()
     if m.get("generation_complete", True) and "rows_in" in m:
         console.print(
-            f"rows in {m['rows_in']} = with examples {m['rows_with_examples']} + rejected {m['rows_rejected']}; "
-            f"teacher calls {m['teacher_calls']}, replayed {m['teacher_calls_replayed']}"
+            f"rows in {m['rows_in']:,} = with examples {m['rows_with_examples']:,} + rejected {m['rows_rejected']:,}; "
+            f"teacher calls {m['teacher_calls']:,}, replayed {m['teacher_calls_replayed']:,}"
         )
         _say_recipe_figures(RunFolder(root))
     else:
@@ -470,7 +553,7 @@ def _say_no_example(rows_in: int, rejects: Mapping[str, int], root: str) -> None
     look = f"see {root}/rejects/*.parquet (reason, detail, row)" if rejects else "see data.source and --limit"
     if "token_budget" in rejects:
         look += "; raise generate.max_teacher_tokens and run again"
-    warning = f"not one example came of {rows_in} rows ({reasons}), so there is nothing to train on;"
+    warning = f"not one example came of {rows_in:,} rows ({reasons}), so there is nothing to train on;"
     console.print(f"[yellow]warning:[/yellow] {escape(warning)} {escape(look)}")
 
 
@@ -488,7 +571,7 @@ def _sets(overrides: list[str] | None) -> list[str]:
 
 
 def _wrote(path: str, *next_arguments: str) -> None:
-    console.print(f"wrote: {path}", markup=False)
+    console.print(f"wrote: {path}", markup=False, soft_wrap=True)
     if next_arguments:
         _say_next(*next_arguments)
 
@@ -505,7 +588,7 @@ def _say_next(*arguments: str) -> None:
         program = [os.path.relpath(sys.executable), "-m", "distill_ray"]
     elif shutil.which("distill-ray") != os.path.abspath(called):
         program = [os.path.relpath(called)]
-    console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False)
+    console.print(f"next:  {shlex.join([*program, *arguments])}", markup=False, soft_wrap=True)
 
 
 def _forget(config: RunConfig, store: PairStore) -> None:
@@ -528,11 +611,14 @@ def _stop() -> NoReturn:
 def main() -> None:
     """Entry point: one clear message and an exit status, never a wall of traceback."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it retries for a while; the error that ends it is ours
+    if shutil.get_terminal_size().columns > HELP_WIDTH:
+        os.environ.setdefault("TERMINAL_WIDTH", str(HELP_WIDTH))  # typer's
     interrupts.install()
     try:
         app()
     except DistillError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        mark = "" if isinstance(error, Interrupted) else "[red]error:[/red] "
+        errors.print(mark + escape(str(error)))
         sys.exit(error.exit_code)
     except SystemExit as ended:  # typer makes one of Ctrl-C
         if ended.code == INTERRUPTED and interrupts.is_pressed():

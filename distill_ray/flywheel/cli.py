@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from distill_ray.completion import config_keys
 from distill_ray.config import load_config
 from distill_ray.errors import ConfigError, DistillError, InputError, Interrupted
+from distill_ray.pipeline.progress import People, tell
 
 flywheel_app = typer.Typer(
     name="flywheel",
@@ -24,7 +26,12 @@ flywheel_app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set flywheel.min_pairs=200`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set flywheel.min_pairs=200`. Repeatable.",
+    ),
 ]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_D = 365
@@ -54,15 +61,20 @@ def run(
 ) -> None:
     """One cycle: snapshot, clean, split, train, gate, bundle, shadow, promote. The same command goes on after a kill.
 
-    It works in SERVICE, the folder of `distill-ray serve`: serve.folder, or services/NAME where you are. Give it the
+    It works in SERVICE, the folder of the `serve` command: serve.folder, or services/NAME where you are. Give it the
     config and the --set of the service. With `flywheel: {shadow: {}}` the candidate is tried on real requests before
     it may serve, so the service has to run.
 
     Exit status: 0 the cycle came to its end, whatever its verdict (promoted, refused, unclear, overtaken, too few
     pairs); 1 a step could not be done; 2 the config is wrong; 130 interrupted.
 
-    Examples: `distill-ray flywheel run config.yaml`, `distill-ray flywheel run config.yaml --every 24h`, or
-    `distill-ray flywheel run config.yaml --again --set flywheel.gate.margin=0.1`
+    Examples:
+
+    - `distill-ray flywheel run config.yaml`
+
+    - `distill-ray flywheel run config.yaml --every 24h`
+
+    - `distill-ray flywheel run config.yaml --again --set flywheel.gate.margin=0.1`
     """
     seconds = None if every is None else _seconds(every)
     for number in itertools.count():
@@ -73,7 +85,7 @@ def run(
             is_for_good = isinstance(error, Interrupted) or (number == 0 and isinstance(error, InputError))
             if seconds is None or is_for_good:
                 raise
-            typer.echo(f"error: {error}\n  the next run goes on from there", err=True)
+            tell(f"error: {error}\n  the next run goes on from there", stderr=True)
         if seconds is None:
             return
         typer.echo(f"the next cycle begins in {every}; Ctrl-C ends it")
@@ -88,7 +100,7 @@ def _cycle(config: Path, overrides: list[str], *, again: bool) -> None:
     from distill_ray.serving.names import existing_service_folder
 
     for line in ended_lines(run_cycle(loaded, existing_service_folder(loaded), again=again), str(config)):
-        typer.echo(line)
+        tell(line)
 
 
 def status(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -99,12 +111,10 @@ def status(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: `distill-ray status config.yaml`
     """
     loaded = load_config(config, overrides or [])
-    from rich.console import Console
-
     from distill_ray.flywheel.status import show_status
     from distill_ray.serving.names import existing_service_folder
 
-    show_status(loaded, existing_service_folder(loaded), Console(highlight=False, soft_wrap=True))
+    show_status(loaded, existing_service_folder(loaded), People())
 
 
 def _seconds(text: str) -> float:

@@ -183,5 +183,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return " ".join(f"{name} {number}" for name, number in value.items()) or "0"
-    return str(value)
+        return " ".join(f"{name} {number:,}" for name, number in value.items()) or "0"
+    return f"{value:,}" if isinstance(value, int) else str(value)

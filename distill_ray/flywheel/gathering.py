@@ -50,11 +50,11 @@ def snapshot(work: Work) -> dict[str, Any]:
 
 def what_waits(found: Pool, config: RunConfig) -> str:
     """Where a cycle does not begin: how many pairs are there, and which of them are not new."""
-    waits = [f"{found.num_new} new pairs, and a cycle takes {config.flywheel.min_pairs} (flywheel.min_pairs)"]
+    waits = [f"{found.num_new:,} new pairs, and a cycle takes {config.flywheel.min_pairs:,} (flywheel.min_pairs)"]
     if found.num_older:
-        waits += [f"{found.num_older} older ones wait with them"]
+        waits += [f"{found.num_older:,} older ones wait with them"]
     if found.num_set_aside:
-        waits += [f"{found.num_set_aside} are set aside"]
+        waits += [f"{found.num_set_aside:,} are set aside"]
     if waits[1:]:
         waits += ["`distill-ray flywheel run --again` begins now, with all of these"]
     if not config.serve.collect.enabled:

@@ -14,6 +14,7 @@ from distill_ray.flywheel.cycle import Ended, line_of
 from distill_ray.flywheel.cycles import STEPS, Cycle, Cycles
 from distill_ray.flywheel.gathering import what_waits
 from distill_ray.flywheel.pool import pool
+from distill_ray.pipeline.progress import duration
 from distill_ray.serving.collecting.store import existing_store
 from distill_ray.serving.routing.bundles import Bundles, bundles_of
 
@@ -48,36 +49,41 @@ def show_status(config: RunConfig, service: str, console: Console) -> None:
     """
     cycles = Cycles(service).all()
     bundles = bundles_of(config, service)
-    console.print(_bundles_table(bundles))
+    _show_bundles(bundles, console)
     if cycles:
-        console.print(_cycle_table(cycles[-1]))
+        _show_cycle(cycles[-1], console)
     console.print(f"next: {escape(_waits_for(config, service, cycles))}")
 
 
-def _cycle_table(cycle: Cycle) -> Table:
+def _show_cycle(cycle: Cycle, console: Console) -> None:
     how = _MEANS[cycle.outcome] if cycle.outcome is not None else "at work, or interrupted"
-    table = Table(title=f"cycle {cycle.number}: {how}", title_justify="left", show_header=False)
+    console.print(f"cycle {cycle.number}: {how}")  # not the table's title, which would break lines at its width
+    table = Table(show_header=False)
     results = cycle.results()
     for step in STEPS:
         result = results.get(step)
         if result is None:
             table.add_row(step, "-", "")
         else:
-            table.add_row(step, f"{result['seconds']:.0f} s", escape(line_of(step, result)))
-    return table
+            table.add_row(step, duration(result["seconds"]), escape(line_of(step, result)))
+    console.print(table)
 
 
-def _bundles_table(bundles: Bundles) -> Table:
+def _show_bundles(bundles: Bundles, console: Console) -> None:
     versions, candidate = bundles.versions(), bundles.candidate()
     title = f"bundle in service: {versions[-1] if versions else 'none, the teacher answers everything'}"
     if candidate is not None:
         title += f" (candidate: {candidate.version})"
-    table = Table(title=title, title_justify="left")
+    console.print(title)
+    moves = bundles.history()[-MOVES_SHOWN:]
+    if not moves:
+        return
+    table = Table()
     for name in ("when", "what", "bundle", "before"):
         table.add_column(name)
-    for move in bundles.history()[-MOVES_SHOWN:]:
+    for move in moves:
         table.add_row(move.time, move.action, move.version or "none", move.before or "none")
-    return table
+    console.print(table)
 
 
 def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
@@ -93,8 +99,8 @@ def _waits_for(config: RunConfig, service: str, cycles: list[Cycle]) -> str:
         return f"more pairs: {'; '.join(ended['why'])}"
     lacking = config.flywheel.min_pairs - found.num_new
     if lacking > 0:
-        return f"{lacking} more pairs: {what_waits(found, config)}"
-    return f"ready: {found.num_new} new pairs are there; `distill-ray flywheel run` begins a cycle"
+        return f"{lacking:,} more pairs: {what_waits(found, config)}"
+    return f"ready: {found.num_new:,} new pairs are there; `distill-ray flywheel run` begins a cycle"
 
 
 def _shown(path: Path) -> str:

@@ -9,6 +9,7 @@ from distill_ray.engines.hf import HfEngine
 from distill_ray.engines.hf_model import has_gpu
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import waiting
 from distill_ray.pipeline.run import stored_config
 from distill_ray.recipes import make_recipe
 from distill_ray.records import Row
@@ -33,7 +34,8 @@ async def stream_answer(folder: RunFolder, question: str, max_tokens: int, tempe
         )
     )
     messages = make_recipe(config.recipe).student_messages(Row("ask", "test", question, {}))
-    await engine.start()
+    with waiting("loading the student"):
+        await engine.start()
     try:
         async for piece in engine.stream(messages, SamplingConfig(max_tokens=max_tokens, temperature=temperature)):
             yield piece

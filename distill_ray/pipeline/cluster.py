@@ -27,6 +27,7 @@ import ray.exceptions
 from distill_ray.errors import ClusterError, DistillError, first_line
 from distill_ray.pipeline.capacity import placement_groups_removed
 from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.progress import waiting
 
 # Ray talks on the driver's terminal; progress and errors there are ours. Its own logs stay in its session folder.
 _QUIET = {
@@ -74,7 +75,8 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
         if address == "local":
             os.environ.setdefault("VLLM_RPC_BASE_PATH", scratch)  # its sockets, which it leaves behind
         _require_somebody(address)
-        with warnings.catch_warnings(), _translated(address):
+        what = "starting Ray" if address == "local" else f"connecting to Ray at {address}"
+        with warnings.catch_warnings(), _translated(address), waiting(what):
             warnings.simplefilter("ignore")
             ray.init(
                 address=address,

@@ -86,8 +86,10 @@ def _ask_and_score(config: RunConfig, folder: RunFolder, rows: list[dict[str, An
         _answer(student_engine(config, None), gpus, folder, rows, "student_before", progress)
         answering_s = _answer(student_engine(config, folder), gpus, folder, rows, "student_after", progress)
         for name, source in (("loss_before", None), ("loss_after", folder)):
+            progress.update(progress.done, now=f"student {name.removeprefix('loss_')}: loss")
             _score(config, folder, source, rows, name, gpus)
         _reward(config, folder, rows)
+        progress.update(progress.done)
     return answering_s
 
 
@@ -200,13 +202,13 @@ def _answer(
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=2),
         **engine_options(engine, gpus),
     )
-    progress.update(before, model=name.replace("_", " "))
-    seconds = 0.0
+    now, seconds = f"{name.replace('_', ' ')}: answers", 0.0
+    progress.update(before, now=now)
     try:
         for count, answer in enumerate(dataset.iter_rows(), start=1):
             rows[answer["number"]][name] = answer["text"]
             seconds = max(seconds, answer["seconds"])
-            progress.update(before + count, model=name.replace("_", " "))
+            progress.update(before + count, now=now)
     except Exception as error:
         # Ray raises one of several wrappers, by where it failed; what we raised in the actor is inside.
         ours = own_error(error)

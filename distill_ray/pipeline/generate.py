@@ -34,7 +34,7 @@ from distill_ray.pipeline.folder import RunFolder, partition_name
 from distill_ray.pipeline.helpers import helper_needs, require_generation, start_helpers
 from distill_ray.pipeline.interrupts import insist
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
-from distill_ray.pipeline.progress import Progress
+from distill_ray.pipeline.progress import Progress, waiting
 from distill_ray.pipeline.recipe_figures import recipe_figures
 from distill_ray.pipeline.spending import spending
 from distill_ray.pipeline.synthesize import with_queries
@@ -82,7 +82,9 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     started = time.monotonic()
     recipe = make_recipe(config.recipe)
     fingerprint = generation_fingerprint(config)
-    plan = plan_rows(with_queries(config, folder, limit), recipe, folder, limit=limit)
+    with_rows = with_queries(config, folder, limit)
+    with waiting("reading the rows"):
+        plan = plan_rows(with_rows, recipe, folder, limit=limit)
     _clear_emptied(folder, plan)
     planned = [info.index for info in plan.partitions if info.num_rows]
     done = {p: m for p, m in _markers(folder, planned).items() if _still_true(m, plan, p, fingerprint)}
@@ -287,9 +289,9 @@ def _shown(tally: Any, progress: Progress, spent: dict[str, float]) -> Iterator[
             state["rows"],
             calls=state["calls"],
             replayed=state["replayed"] or None,
-            tokens_per_second=f"{state['tokens_per_second']:,.0f}" if state["tokens_per_second"] else None,
-            rejects=" ".join(f"{reason} {count}" for reason, count in state["rejects"].items()) or None,
+            rejects=" ".join(f"{reason} {count:,}" for reason, count in state["rejects"].items()) or None,
             engines="starting" if not state["engines"] else None,
+            **{"tokens/s": f"{state['tokens_per_second']:,.0f}" if state["tokens_per_second"] else None},
         )
 
     thread = threading.Thread(target=poll, name="progress", daemon=True)

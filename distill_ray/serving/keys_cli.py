@@ -8,15 +8,26 @@ from typing import Annotated
 
 import typer
 
+from distill_ray.completion import config_keys
 from distill_ray.config import RunConfig, load_config
+from distill_ray.pipeline.progress import tell
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
 Owner = Annotated[str, typer.Argument(help="Whose it is.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable.",
+    ),
 ]
-keys_app = typer.Typer(name="keys", no_args_is_help=True, help="API keys of a service. Only their hashes are stored.")
+keys_app = typer.Typer(
+    name="keys",
+    no_args_is_help=True,
+    help="API keys of a service. Only their hashes are stored.\n\nExample: `distill-ray keys add config.yaml alice`",
+)
 
 
 @keys_app.command("add")
@@ -31,10 +42,10 @@ def add(config: ConfigPath, owner: Owner, overrides: Overrides = None) -> None:
     loaded = load_config(config, overrides or [])
     path = _keys_file(loaded, service_folder(loaded))
     typer.echo(add_key(path, owner))
-    typer.echo(
+    tell(
         f"This is shown once; its hash is in {os.path.relpath(path)}. A running service knows it when it is started "
         "again.",
-        err=True,
+        stderr=True,
     )
 
 
@@ -50,7 +61,7 @@ def list_(config: ConfigPath, overrides: Overrides = None) -> None:
     keys = read_keys(path)
     for key in keys:
         typer.echo(f"{key.owner}  {key.digest[:12]}")
-    typer.echo(f"{len(keys)} keys in {os.path.relpath(path)}", err=True)
+    typer.echo(f"{len(keys)} key{'' if len(keys) == 1 else 's'} in {os.path.relpath(path)}", err=True)
 
 
 @keys_app.command("remove")
@@ -70,7 +81,7 @@ def remove(
 
     path = _existing_keys_file(load_config(config, overrides or []))
     num_removed = remove_keys(path, owner, prefix)
-    typer.echo(
+    tell(
         f"removed {num_removed} from {os.path.relpath(path)}; a running service accepts what is removed until it is "
         "started again"
     )

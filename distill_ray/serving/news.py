@@ -30,10 +30,13 @@ def where(config: RunConfig, folder: str, seconds: float, *, needs_key: bool) ->
         needs_key: whether a request needs one.
     """
     url = url_of(config.serve.host, config.serve.port)
-    key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
+    key = "-H 'Authorization: Bearer KEY' " if needs_key else ""
     return (
-        f"up after {seconds:.0f} s: {url}/v1 (OpenAI API), {url}/ (status page); files in {os.path.relpath(folder)}\n"
-        f"try:   curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f"up after {seconds:.0f} s: {url}/v1 (OpenAI API)\n"
+        f"page:  {url}/\n"
+        f"files: {os.path.relpath(folder)}\n"
+        f"try:   curl {url}/v1/chat/completions \\\n"
+        f"         {key}-H 'Content-Type: application/json' \\\n"
         """         -d '{"messages": [{"role": "user", "content": "..."}]}'\n"""
         "Ctrl-C ends it"
     )

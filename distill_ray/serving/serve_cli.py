@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_ray.completion import config_keys
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import BundleError, ClusterError, ConfigError, StoreError
+from distill_ray.pipeline.progress import tell
 from distill_ray.serving.keys_cli import keys_app
 
 if TYPE_CHECKING:
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.guard=strict`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.guard=strict`. Repeatable.",
+    ),
 ]
 NEWS_S = 1.0
 
@@ -62,7 +69,7 @@ def _serve(path: Path, bundle: str | None, overrides: list[str]) -> None:
     app.require_port(loaded.serve.host, loaded.serve.port)
     for line in check_service(loaded):
         if line.startswith("warning: "):
-            typer.echo(line, err=True)
+            tell(line, stderr=True)
     keys = require_startable(loaded, folder, bundle)
     occupy(folder).close()  # its keeper will hold it; that it could not is said before Ray is started
     if bundle is not None:
@@ -161,7 +168,7 @@ def rollback(
     typer.echo(f"current: {now} (before: {before}), in {_where(loaded, folder)}")
     num_unmarked = _settled(loaded, folder, bundles)
     if num_unmarked:
-        typer.echo(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
+        tell(f"{num_unmarked} pairs that only {before} learnt wait for the next training again")
 
 
 def _where(config: RunConfig, folder: str) -> str:
@@ -177,7 +184,7 @@ def _settled(config: RunConfig, folder: str, bundles: Bundles) -> int:
     try:
         return settle(bundles, make_store(config.serve.collect.store, folder))[1]
     except StoreError as error:
-        typer.echo(f"warning: which pairs count as learnt is set right by the next `flywheel run`: {error}", err=True)
+        tell(f"warning: which pairs count as learnt is set right by the next `flywheel run`: {error}", stderr=True)
         return 0
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"object_store"},
     {"node_cache", "plugins"},
     {"config", "model_files"},
-    {"models"},
+    {"completion", "models"},
     {"recipes", "engines", "student", "demo", "doctor"},
     {"rewards"},
     {"pipeline"},

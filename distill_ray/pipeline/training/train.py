@@ -56,6 +56,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     with connected(), Progress("train", unit="steps") as progress:
         if not folder.manifest().get("generation_complete", True):
             say("train: generation was stopped before its end; training on the examples there are")
+        progress.update(0, now="examples to tokens")
         tokens = tokenise(config.student, folder, _limits(config))
         _require_examples(config, folder, tokens)
         fingerprint = run_fingerprint(config, tokens)
@@ -220,6 +221,7 @@ def _fit(
             use_gpu=gang.use_gpu,
             metrics=inbox,
         )
+        progress.update(0, now="starting workers")
         result = _translated(_trainer(task, gang, fingerprint, has_validation=has_validation), config.train)
     if error := (result.return_value or {}).get("error"):
         raise error

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from distill_ray.completion import config_keys, one_of
 from distill_ray.config import RunConfig, load_config
 from distill_ray.errors import ConfigError
+from distill_ray.pipeline.progress import People
 
 if TYPE_CHECKING:
     from distill_ray.serving.collecting.store import PairStore
@@ -22,12 +23,13 @@ pairs_app = typer.Typer(
     name="pairs",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="The pairs that a service collected: list, export, delete.",
+    help="The pairs that a service collected: list, export, delete.\n\n"
+    "Example: `distill-ray pairs list config.yaml --limit 5`",
 )
 forgetting: list[Callable[[RunConfig, PairStore], None]] = []
 """Told after a deletion, with config and store: what keeps texts of pairs in the layers above this one."""
 
-console = Console(highlight=False, soft_wrap=True, markup=False)
+console = People(markup=False)
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML file of the service.", show_default=False)]
 Owner = Annotated[str | None, typer.Option("--owner", help="Only of this owner of a key.")]
@@ -40,7 +42,12 @@ Indexed = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=config_keys,
+        help="Override a key, e.g. `--set serve.folder=/srv/mine`. Repeatable.",
+    ),
 ]
 
 
@@ -69,10 +76,10 @@ def list_pairs(
         _show(record, show_text)
     deletions = store.deletions()
     num_deleted = sum(deletion.num for deletion in deletions)
-    chosen = f"{store.count(where)} of them chosen, " if where != ALL else ""
+    chosen = f"{store.count(where):,} of them chosen, " if where != ALL else ""
     console.print(
-        f"pairs {store.count()}, {chosen}{store.count(Selection(indexed=True))} indexed; "
-        f"{num_deleted} deleted in {len(deletions)} deletions; in {place}"
+        f"pairs {store.count():,}, {chosen}{store.count(Selection(indexed=True)):,} indexed; "
+        f"{num_deleted:,} deleted in {len(deletions)} deletions; in {place}"
     )
 
 
@@ -81,7 +88,12 @@ def export_pairs(
     config: ConfigPath,
     out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
     format: Annotated[
-        str, typer.Option("--format", help="messages: JSON lines for other tools. parquet: for `data:`.")
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=one_of("messages", "parquet"),
+            help="messages: JSON lines for other tools. parquet: for `data:`.",
+        ),
     ] = "messages",
     owner: Owner = None,
     contains: Contains = None,
@@ -99,8 +111,8 @@ def export_pairs(
     store, place = _store(load_config(config, overrides or []))
     num_written, num_left_out = run_export(store, out, format, where)
     left_out = f"; {num_left_out} with tool calls left out (--format messages has them)" if num_left_out else ""
-    console.print(f"{num_written} pairs of {place}{left_out}")
-    console.print(f"wrote: {out}")
+    console.print(f"{num_written:,} pairs of {place}{left_out}")
+    console.print(f"wrote: {out}", soft_wrap=True)
 
 
 @pairs_app.command("delete")
@@ -126,10 +138,10 @@ def delete_pairs(
     loaded = load_config(config, overrides or [])
     store, place = _store(loaded)
     if dry_run:
-        console.print(f"would delete {store.count(where)} of {store.count()} pairs in {place}")
+        console.print(f"would delete {store.count(where):,} of {store.count():,} pairs in {place}")
         return
     num_deleted = store.delete(where)
-    console.print(f"deleted {num_deleted} pairs; {store.count()} are left in {place}")
+    console.print(f"deleted {num_deleted:,} pairs; {store.count():,} are left in {place}")
     for forget in forgetting:
         forget(loaded, store)
 
