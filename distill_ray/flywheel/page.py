@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from distill_ray.flywheel.cycles import STEPS, Cycle, StepName
+from distill_ray.look import LOOK
 from distill_ray.serving.routing.manifest import NEVER
 
 Results = Mapping[StepName, Mapping[str, Any]]
@@ -70,6 +71,7 @@ def gate_page(results: Results, number: int, manifest: Mapping[str, Any]) -> str
     gate, verdict = results["gate"], _verdict(results)
     return _template().render(
         {step: results.get(step) for step in STEPS},
+        look=Markup(LOOK),
         number=number,
         name=manifest.get("name", "distill-ray"),
         verdict=verdict,

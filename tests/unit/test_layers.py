@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "distill_ray"
 
 # A package may import what stands on an earlier line; packages on one line do not know one another.
 LAYERS = [
-    {"errors", "nearby", "records"},
+    {"errors", "look", "nearby", "records"},
     {"object_store"},
     {"node_cache", "plugins"},
     {"config", "model_files"},

@@ -102,6 +102,7 @@ def completion_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
     with _drawn("Tokens of an answer to learn", 1.9) as (axes, picture):
         axes.hist(lengths, bins=min(_BINS, max(lengths) + 1), range=(0, max(lengths) + 1), color=_AFTER, alpha=0.75)
         axes.set(xlabel="tokens of an answer to learn", ylabel="held-out rows", xlim=(0, max(lengths) + 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return picture[0]
 
 

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from distill_ray.look import LOOK
 from distill_ray.pipeline.reporting.sections import Section
 
 WIDE = 4  # columns from which a table takes the width of the page, and is a list of cards on a phone
@@ -35,7 +36,7 @@ def page(name: str, sections: Sequence[Section], charts: Mapping[str, Sequence[s
         (section.title, Markup(as_html(section.text)), [Markup(chart) for chart in charts.get(section.title, ())])
         for section in sections
     ]
-    return _template().render(name=name, sections=shown)
+    return _template().render(look=Markup(LOOK), name=name, sections=shown)
 
 
 def as_html(markdown: str) -> str:

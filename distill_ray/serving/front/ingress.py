@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from distill_ray.config import ServeConfig
 from distill_ray.errors import ApiError
+from distill_ray.look import LOOK
 from distill_ray.serving.backends import Method
 from distill_ray.serving.dispatch import Dispatcher, Routed
 from distill_ray.serving.front.keys import LOOPBACK, Keys
@@ -231,7 +232,7 @@ def _add_pages(app: FastAPI, service: Service, gate: _Gate) -> None:
     async def page(request: Request) -> Response:
         """The status page."""
         gate.owner(request, page=True)
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+        return HTMLResponse(status_page(), headers=_PAGE_HEADERS)
 
     @app.get("/status.json")
     async def status(request: Request) -> Response:
@@ -246,6 +247,11 @@ def _add_pages(app: FastAPI, service: Service, gate: _Gate) -> None:
         checked, body = parse_request(await gate.body(request), ChatRequest, service.config.pass_fields)
         call = _call(service, request, "chat", checked, body, owner)
         return JSONResponse(await service.dispatcher.explain(call))
+
+
+def status_page() -> str:
+    """The file that `/` sends."""
+    return _PAGE.read_text(encoding="utf-8").replace("/* look.css */", LOOK)
 
 
 _PAGE_HEADERS = {
