@@ -51,6 +51,12 @@ from distill_ray.pipeline.folder import RunFolder
 
 IN_FLIGHT = 64  # of one engine
 STAGE = "distill-ray/stage"
+OFTEN = """
+from distill_ray.pipeline import progress
+progress.LINE_EVERY_S = 0.5  # else a line at each tenth: too seldom to take a speed from
+from distill_ray.cli import main
+main()
+"""
 
 
 @dataclass
@@ -70,7 +76,7 @@ class Driver:
     @classmethod
     def start(cls, config: Path, run: str | Path) -> Driver:
         """Start it, and two threads that watch."""
-        command = [sys.executable, "-m", "distill_ray", "generate", str(config), "--run-dir", str(run)]
+        command = [sys.executable, "-c", OFTEN, "generate", str(config), "--run-dir", str(run)]
         driver = cls(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         threading.Thread(target=driver._listen, daemon=True).start()
         threading.Thread(target=driver._watch, daemon=True).start()
@@ -80,9 +86,9 @@ class Driver:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             now = time.monotonic() - self.started
-            if found := re.match(r"generate: (\d+)/\d+ rows, calls (\d+)", line):
-                self.rows.append((now, int(found[1])))
-                self.new.append((now, int(found[2])))
+            if found := re.match(r"generate: ([\d,]+)/[\d,]+ rows.*?, calls ([\d,]+)", line):
+                self.rows.append((now, int(found[1].replace(",", ""))))
+                self.new.append((now, int(found[2].replace(",", ""))))
             elif "error" in line:
                 print(line, file=sys.stderr)
 
