@@ -20,6 +20,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from distill_ray.pipeline.folder import cannot_write
+
 LINE_EVERY_S = 5.0
 
 _people: TextIO | None = None  # the real standard error stream while `noise_to` is active
@@ -27,13 +29,21 @@ _people: TextIO | None = None  # the real standard error stream while `noise_to`
 
 @contextlib.contextmanager
 def noise_to(path: Path) -> Iterator[None]:
-    """Append what libraries write to file descriptor 2 to a file; progress still reaches the terminal."""
+    """Append what libraries write to file descriptor 2 to a file; progress still reaches the terminal.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
     global _people
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from error
     sys.stderr.flush()
     saved = os.dup(2)
     try:
-        with path.open("ab") as file, os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="replace") as _people:
+        with file, os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="replace") as _people:
             os.dup2(file.fileno(), 2)
             yield
     finally:
