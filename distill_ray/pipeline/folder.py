@@ -290,9 +290,9 @@ class RunFolder:
                 f"{self.root}: another run is at work here ({error}); wait for it, end it, or take another --run-dir"
             ) from error
         except OSError as error:
+            why = "it is a file" if os.path.isfile(self._base) else error.strerror
             raise RunFolderError(
-                f"{self.root}: cannot use this run folder "
-                f"({'it is a file' if os.path.isfile(self._base) else error.strerror}); give a folder you may write to"
+                f"{self.root}: cannot use this run folder ({why}); give one that you may write to, with room in it"
             ) from error
         with file:
             yield

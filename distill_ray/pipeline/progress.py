@@ -47,7 +47,8 @@ def noise_to(path: Path) -> Iterator[None]:
             os.dup2(file.fileno(), 2)
             yield
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # its disk is full
+            sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)
         _people = None
