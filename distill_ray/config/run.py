@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -363,7 +364,7 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
             return {**value, "dataset": model(value["dataset"])}
         if not isinstance(value, str) or "://" in value or not value.strip():
             return value
-        return str(base / Path(value).expanduser())
+        return str(base / os.path.expanduser(value))
 
     def model(value: Any) -> Any:
         """Only what is meant as a path ("./model"): "org/model" is a name on the hub."""

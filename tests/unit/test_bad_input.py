@@ -139,6 +139,8 @@ DATA = [
     bad("a glob without a match", GENERATE, "data.source: HERE/x*.jsonl: no file matches this glob",
         given=config("rows.jsonl", "x*.jsonl")),
     bad("a name too long", CHECK, "data.source: ", "no such file", given=config("rows.jsonl", "x" * 300 + ".jsonl")),
+    bad("a home that there is not", CHECK, "data.source: HERE/~nobody-here/r.jsonl: no such file",
+        given=config("rows.jsonl", "~nobody-here/r.jsonl")),
     bad("a link to itself", CHECK, "data.source: HERE/loop.jsonl: no such file",
         given=[lambda here: (here / "loop.jsonl").symlink_to("loop.jsonl"), config("rows.jsonl", "loop.jsonl")]),
     bad("a folder without data", CHECK, "data.source: HERE/empty: no data file in this folder", ".jsonl",
