@@ -234,7 +234,7 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         """Two \\u escapes, as JSON writes an emoji, are one character; one alone is none, and no file can hold it."""
         try:
             return super().construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")

@@ -127,7 +127,7 @@ CONFIGS = [
         given=config("text: Answer.", "file: rules.md")),
     bad("a context nowhere", CHECK, "recipe.context.file: zzz://rules.md: cannot open this location",
         given=config("text: Answer.", "file: 'zzz://rules.md'")),
-    bad("a context with a NUL in its name", CHECK, "recipe.context.file: ", "cannot open this location",
+    bad("a context with a NUL in its name", CHECK, "recipe.context.file: ", "no name of a file",
         given=config("text: Answer.", r'file: "a\0b"')),
     bad("a folder for a context", CHECK, "recipe.context.file: HERE/rules: cannot read it (Is a directory)",
         given=[folder("rules"), config("text: Answer.", "file: rules")]),
