@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from distill_ray.completion import config_keys, one_of, run_folders
 from distill_ray.config import RunConfig, load_config
-from distill_ray.errors import ConfigError, DistillError, Interrupted
+from distill_ray.errors import ConfigError, DistillError, Interrupted, RunFolderError
 from distill_ray.flywheel import cli as flywheel_cli
 from distill_ray.pipeline import interrupts
 from distill_ray.pipeline.progress import People, waiting
@@ -121,7 +121,10 @@ def demo(
     from distill_ray.demo.prepare import prepare_demo
     from distill_ray.pipeline.run import run as run_pipeline
 
-    config = prepare_demo(Path(run_dir) / "input", num_rows=rows, overrides=overrides or [])
+    try:
+        config = prepare_demo(Path(run_dir) / "input", num_rows=rows, overrides=overrides or [])
+    except OSError as error:
+        raise RunFolderError(f"{run_dir}: cannot write here ({error.strerror}); give another --run-dir") from error
     _finish(run_pipeline(config, _folder(config, run_dir)), run_dir)
 
 
@@ -284,8 +287,11 @@ def init(
         raise ConfigError(f"--recipe {recipe}: no such starter; there are: {', '.join(starters)}")
     if path.exists():
         raise ConfigError(f"{path}: is there already; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(starters[recipe].read_text(encoding="utf-8"), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(starters[recipe].read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write it ({error.strerror}); give another place") from error
     _wrote(str(path), "check", str(path))
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from distill_ray.config import HfEngineConfig, StudentConfig, VllmEngineConfig
 from distill_ray.config.engine import DEMO_MODEL
@@ -65,18 +65,32 @@ def require_safetensors(model: str, *, key: str) -> None:
     """Refuse a folder whose weights are only in a format that runs code when it is read.
 
     Raises:
-        ConfigError: no safetensors there. (What a hub id has is seen when it is loaded.)
+        ConfigError: no safetensors there, or a file of them that is cut off. (What a hub id has is seen when it is
+            loaded, what a store has when it is fetched.)
     """
     if in_store(model):
         names = list(sizes(model, key=key))
     else:
         path = Path(resolve_model(model, key=key))
         names = [file.name for file in path.iterdir()] if path.is_dir() else None
+        for file in sorted(path.glob("*.safetensors")):
+            _require_whole(file, key)
     if names is not None and not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(
             f"{key}: {model} has no weights in safetensors; other formats run code when they are read. Convert it: "
             "load it with transformers where you trust it, then save_pretrained(folder)"
         )
+
+
+def _require_whole(weights: Path, key: str) -> None:
+    """Look at the head alone, which says how long the file is. Raises ConfigError: it is not."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{key}: {weights}: damaged ({first_line(error)}); fetch the model again") from error
 
 
 def model_identity(model: str, revision: str | None = None) -> str:
@@ -115,7 +129,7 @@ class ChatTokenizer:
         key: the dotted config key, for messages.
 
     Raises:
-        ConfigError: no tokenizer there, or no chat template.
+        ConfigError: no tokenizer there, or no chat template that works.
     """
 
     def __init__(
@@ -133,13 +147,27 @@ class ChatTokenizer:
             try:
                 fs, path = reach(chat_template)
                 self.tokenizer.chat_template = fs.cat_file(path).decode("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{key}: cannot read chat_template {chat_template} ({error})") from error
+            except (ImportError, OSError, ValueError) as error:
+                raise ConfigError(
+                    f"{key}: cannot read chat_template {chat_template} ({error}); give a Jinja file"
+                ) from error
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 f"{key}: {model} has no chat template; take an instruction-tuned model, or give `chat_template: FILE`"
             )
         self._kwargs = dict(chat_template_kwargs or {})
+        self._require_template(model, key)
+
+    def _require_template(self, model: str, key: str) -> None:
+        try:
+            self._render([{"role": "user", "content": "x"}])
+        except Exception as error:  # the template's own code may raise anything
+            why = error.__cause__ if isinstance(error, RequestRejected) else error
+            if isinstance(why, TemplateSyntaxError) or not isinstance(why, TemplateError):  # else it refuses just this
+                raise ConfigError(
+                    f"{key}: {model}: its chat template does not work ({_said(why)}); mend it, or give "
+                    "`chat_template: FILE`"
+                ) from error
 
     @classmethod
     def of(cls, config: ModelSection, *, key: str) -> ChatTokenizer:
@@ -285,7 +313,7 @@ def load_model_config(config: Any, *, key: str) -> Any:
     path = resolve_model(config.model, key=key, with_weights=False)
     try:
         return AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as varied as what may be wrong with a file
         raise _cannot_load(config.model, path, key, error) from error
 
 
@@ -300,7 +328,7 @@ def _load_tokenizer(model: str, revision: str | None, trust_remote_code: bool, k
     path = resolve_model(model, key=key, with_weights=False)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as varied as what may be wrong with a file
         raise _cannot_load(model, path, key, error, "a tokenizer from ") from error
 
 
@@ -315,10 +343,14 @@ def _fill(template: str, content: Mapping[str, str]) -> str:
 
 
 def _cannot_load(model: str, path: str, key: str, error: Exception, what: str = "") -> ConfigError:
-    advice = ""
+    advice = "; mend that file, or fetch the model again"
     if not Path(path).is_dir():  # a hub id
         advice = (
             f"; is {model} spelt right, and does HF_TOKEN open it if it is gated? Where there is no network: give a "
             "folder, name a mirror with HF_ENDPOINT, set HF_HUB_OFFLINE=1 for what is in the cache, or try `demo`"
         )
-    return ConfigError(f"{key}: cannot load {what}{model} ({first_line(error)}){advice}")
+    return ConfigError(f"{key}: cannot load {what}{model} ({_said(error)}){advice}")
+
+
+def _said(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {first_line(error)}" if error is not None else ""

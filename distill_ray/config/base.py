@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from types import NoneType
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
@@ -99,7 +99,7 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 def _from_folder(path: str, info: ValidationInfo) -> str:
     if info.context is None or "://" in path or not path.strip():
         return path
-    return str(info.context["folder"] / Path(path).expanduser())
+    return str(info.context["folder"] / os.path.expanduser(path))
 
 
 FilePath = Annotated[str, AfterValidator(_from_folder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,9 +203,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the config as UTF-8") from error
     try:
-        raw = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raw = _load_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
     return parse_config(raw, where=str(path), base=path.parent, overrides=overrides)
 
 
@@ -238,6 +239,15 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        """Two \\u escapes, as JSON writes an emoji, are one character; one alone is none, and no file can hold it."""
+        try:
+            return super().construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise yaml.MarkedYAMLError(
+                problem="half of a surrogate pair, which is no character", problem_mark=node.start_mark
+            ) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -248,6 +258,16 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """Raises ValueError, in one line: it cannot be read, be it well-formed or not (a date that there is not)."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _set_default_types(raw: dict[str, Any]) -> None:
@@ -287,11 +307,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"--set {override}: expected dotted.key=value, for example --set train.epochs=2")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        value = _load_yaml(text)
+    except ValueError as error:
         raise ConfigError(
-            f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}; quote text that holds "
-            f"braces or colons: --set '{key.strip()}=\"...\"'"
+            f"--set {override}: the value is not valid YAML: {error}; quote text that holds braces or colons: "
+            f"--set '{key.strip()}=\"...\"'"
         ) from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; everybody else reads it as a number
         value = _number_or_text(value)
@@ -349,7 +369,7 @@ def _make_paths_absolute(raw: dict[str, Any], base: Path) -> None:
             return {**value, "dataset": model(value["dataset"])}
         if not isinstance(value, str) or "://" in value or not value.strip():
             return value
-        return str(base / Path(value).expanduser())
+        return str(base / os.path.expanduser(value))
 
     def model(value: Any) -> Any:
         """Only what is meant as a path ("./model"): "org/model" is a name on the hub."""

@@ -223,7 +223,7 @@ def train(model: LlamaForCausalLM, packer: Packer, num_steps: int, peak: float =
         torch.optim.AdamW(others, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     model.train()
-    started, shown = time.time(), 0.0
+    started, shown = time.monotonic(), 0.0
     for step in range(num_steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -249,7 +249,7 @@ def train(model: LlamaForCausalLM, packer: Packer, num_steps: int, peak: float =
             optimizer.step()
         shown = loss.item() if step == 0 else 0.95 * shown + 0.05 * loss.item()
         if step % 50 == 0 or step == num_steps - 1:
-            print(f"step {step + 1}/{num_steps}  loss {shown:.4f}  {time.time() - started:.0f} s", flush=True)
+            print(f"step {step + 1}/{num_steps}  loss {shown:.4f}  {time.monotonic() - started:.0f} s", flush=True)
     model.eval()
 
 

@@ -82,10 +82,8 @@ class Cycle:
     def _read(self, step: StepName) -> dict[str, Any]:
         try:
             found = json.loads(self.files.read_bytes(f"{step}.json"))
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
+        except (RunFolderError, ValueError) as error:
+            why = getattr(error.__cause__, "strerror", None) or str(error)
             raise self.damaged(f"{step}.json", f"damaged ({why})") from error
         wrong = _wrong_form(step, found)
         if wrong is not None:

@@ -168,8 +168,9 @@ def keep_traceback(error: BaseException, folder: RunFolder) -> str:
 
     A stage has sent this process's error stream to the log (`progress.noise_to`); a run on a store has none.
     """
-    traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # its disk may be what is full
+        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.flush()
     return f"its traceback is in {folder.path('logs', 'driver.log')}" if folder.is_local else "its traceback is above"
 
 

@@ -34,6 +34,7 @@ from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
 
 FOOTERS_AT_ONCE = 16
+RUN_FORMATS = range(1, 2)  # of run folders that this version reads; it writes the last one
 
 
 class RunFolder:
@@ -92,8 +93,6 @@ class RunFolder:
                 found = self.fs.ls(self.path(*parts), detail=False)
         except FileNotFoundError:
             return []
-        except NotADirectoryError as error:
-            raise RunFolderError(f"{self.path(*parts)}: a file where a folder belongs; remove it") from error
         names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in found]
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith(".tmp-"))
 
@@ -126,7 +125,7 @@ class RunFolder:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise cannot_write(target, error) from error
 
     def delete(self, *parts: str) -> None:
         """Delete a file or folder; one that is not there is fine."""
@@ -148,13 +147,13 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
-        """What a store's client raises as an error of ours, but for a file that is not there; a disk's stays."""
+        """What a disk or a store's client raises as an error of ours, but for a file that is not there."""
         try:
             yield
         except (FileNotFoundError, DistillError):
             raise
         except Exception as error:  # each store's client has exceptions of its own
-            if self.is_local:
+            if self.is_local and not isinstance(error, OSError):
                 raise
             raise RunFolderError(
                 f"{self.root}: cannot use this run folder: {first_line(error)}. What was finished there is kept: the "
@@ -187,11 +186,12 @@ class RunFolder:
 
     def read_table(self, *parts: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file. Raises FileNotFoundError; RunFolderError if it is damaged or lacks a column."""
+        data = pa.BufferReader(self.read_bytes(*parts))
         try:
-            return pq.read_table(io.BytesIO(self.read_bytes(*parts)), columns=columns)
+            if missing := sorted({*(columns or [])} - {*pq.read_schema(data).names}):
+                raise pa.ArrowInvalid(f"no column {', '.join(missing)}, as if another version of distill-ray wrote it")
+            return pq.read_table(data, columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
             raise self.damaged(error, *parts) from error
 
     def damaged(self, error: Exception, *parts: str) -> RunFolderError:
@@ -233,8 +233,22 @@ class RunFolder:
     # -- manifest and metrics ------------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
-        """`manifest.json`, or {} in a new folder."""
-        return self.read_json("manifest.json") if self.exists("manifest.json") else {}
+        """`manifest.json`, or {} in a new folder.
+
+        Raises:
+            RunFolderError: it is damaged, or the folder of a version whose folders this one cannot read.
+        """
+        manifest = self.read_json("manifest.json") if self.exists("manifest.json") else {}
+        format = manifest.get("format", 1)  # before it was noted
+        if format not in RUN_FORMATS:
+            is_newer = isinstance(format, int) and format > RUN_FORMATS[-1]
+            by, way = ("a newer", "upgrade") if is_newer else ("another", "go on with that version")
+            reads = ", ".join(map(str, RUN_FORMATS))
+            raise RunFolderError(
+                f"{self.root}: was written by {by} distill-ray (format {format}; this one reads {reads}): {way}, or "
+                "take another --run-dir"
+            )
+        return manifest
 
     def update_manifest(self, changes: Mapping[str, Any]) -> None:
         """Merge into `manifest.json`, section by section. Only the driver writes it."""
@@ -252,7 +266,7 @@ class RunFolder:
                 os.makedirs(self._base, exist_ok=True)
                 _append(self.path("metrics.jsonl"), lines.encode())
             except OSError as error:
-                raise _cannot_write(self.path("metrics.jsonl"), error) from error
+                raise cannot_write(self.path("metrics.jsonl"), error) from error
             return
         before = self.read_bytes("metrics.jsonl") if self.exists("metrics.jsonl") else b""
         self.write_bytes(before + lines.encode(), "metrics.jsonl")
@@ -276,9 +290,9 @@ class RunFolder:
                 f"{self.root}: another run is at work here ({error}); wait for it, end it, or take another --run-dir"
             ) from error
         except OSError as error:
+            why = "it is a file" if os.path.isfile(self._base) else error.strerror
             raise RunFolderError(
-                f"{self.root}: cannot use this run folder "
-                f"({'it is a file' if os.path.isfile(self._base) else error.strerror}); give a folder you may write to"
+                f"{self.root}: cannot use this run folder ({why}); give one that you may write to, with room in it"
             ) from error
         with file:
             yield
@@ -303,7 +317,8 @@ def _append(path: str, data: bytes) -> None:
             raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes")
 
 
-def _cannot_write(target: str, error: OSError) -> RunFolderError:
+def cannot_write(target: str | Path, error: OSError) -> RunFolderError:
+    """What to tell of a place that takes nothing."""
     return RunFolderError(
         f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's permissions, "
         "then run the same command again: finished work is kept"

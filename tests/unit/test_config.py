@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from distill_ray.config import OpenAIEngineConfig, StepByStepRecipeConfig, VllmEngineConfig, load_config, parse_config
+from distill_ray.config import (
+    OpenAIEngineConfig,
+    RunConfig,
+    StepByStepRecipeConfig,
+    VllmEngineConfig,
+    load_config,
+    parse_config,
+)
 from distill_ray.errors import ConfigError
 
 STARTERS = Path(__file__).resolve().parents[2] / "distill_ray" / "recipes" / "configs"
@@ -20,6 +32,7 @@ MINIMAL = {
     "data": {"source": "queries.jsonl"},
     "teacher": {"type": "fake"},
 }
+SCHEMA = RunConfig.model_json_schema()
 
 
 def design_sketch() -> str:
@@ -302,3 +315,54 @@ def test_text_that_yaml_reads_as_something_else_is_shown_with_a_hint_at_quotes(o
         parse_config(MINIMAL, overrides=[override])
     assert f"teacher.answer: expected text, and YAML reads this {shown}" in str(caught.value)
     assert """--set 'teacher.answer="..."'""" in str(caught.value)
+
+
+# -- properties --------------------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(["type", "model", "file", "column", "regex", "members", "engine", "min", "dataset", "text"])
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ODD_VALUES = st.sampled_from(
+    ["", " ", "{{ x", "(", "s3://", "http://[", "a\0b", "~nobody-here/x", "\ud800", "\U0001f600", "x" * 5000, 10**400]
+)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a config."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@st.composite
+def spoilt_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """A starter, in which something is left out, replaced or added."""
+    raw = yaml.safe_load(draw(st.sampled_from(sorted(STARTERS.glob("*.yaml")))).read_text())
+    for _ in range(draw(st.integers(1, 3))):
+        *parents, leaf = draw(st.sampled_from(sorted(places(raw), key=str) or [("name",)]))
+        node = functools.reduce(lambda inner, key: inner[key], parents, raw)
+        action = draw(st.sampled_from(["leave out", "replace", "add"]))
+        if action == "leave out" and leaf in raw:
+            del node[leaf]
+        elif action == "add" and isinstance(node, dict):
+            node[draw(WORDS | st.text(max_size=5))] = draw(ODD_VALUES | JSON_VALUES)
+        else:
+            node[leaf] = draw(ODD_VALUES | JSON_VALUES)
+    return raw
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=spoilt_configs())
+def test_a_spoilt_config_is_a_config_or_one_error(raw: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps(raw))
+    with pytest.MonkeyPatch.context() as patch:  # it says what may stand somewhere, and is slow to make
+        patch.setattr(RunConfig, "model_json_schema", lambda schema=SCHEMA: schema)
+        try:
+            config = load_config(tmp_path / "config.yaml")
+        except ConfigError:
+            return
+    assert parse_config(json.loads(config.model_dump_json())) == config

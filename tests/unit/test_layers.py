@@ -47,6 +47,12 @@ HEAVY = {
 }
 
 
+# The wall clock is set back and forth. But for the service, which dates what it keeps, it is asked what to tell people,
+# and what an HTTP date of a server means; all else goes by time.monotonic.
+WALL_CLOCK = {"pipeline/lock.py", "pipeline/folder.py", "engines/openai_errors.py"}
+CLOCKS = {"time.time", "time.time_ns", "datetime.datetime.now", "datetime.now", "datetime.date.today"}
+
+
 def files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -86,6 +92,14 @@ def test_heavy_packages_stay_where_they_belong(path: Path) -> None:
         allowed = HEAVY.get(module.split(".")[0])
         if allowed is not None:
             assert name in allowed or name.split("/")[0] in allowed, f"{name} may not import {module}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_is_decided_by_the_wall_clock(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    asked = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)} & CLOCKS
+    assert not asked or name in WALL_CLOCK or name.startswith("serving/"), f"{name} asks {asked}"
 
 
 def test_every_module_belongs_to_a_layer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, DataError, InputError, NoReadableRow
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning import plan as plan_module
+from distill_ray.pipeline.planning import textfile
 from distill_ray.pipeline.planning.plan import Plan, plan_rows
-from distill_ray.pipeline.planning.planner import normalise
+from distill_ray.pipeline.planning.planner import Planner, normalise
+from distill_ray.pipeline.planning.readers import SourceRow
 from distill_ray.recipes import make_recipe
 from distill_ray.records import ROW_SCHEMA, row_from_record
 
@@ -465,3 +468,64 @@ def test_a_csv_file_with_another_separator_is_told_so(rows: str, error: type[Exc
     config = parse_config(raw, base=tmp_path)
     with pytest.raises(error, match="seems to separate its columns by ';': write it with commas"):
         plan_rows(config, make_recipe(config.recipe), RunFolder(tmp_path / "run"))
+
+
+# -- a file that changes -----------------------------------------------------------------------------------
+
+
+def appended(path: Path) -> None:
+    with path.open("a") as file:
+        file.write('{"text": "one more"}\n')
+
+
+def replaced(path: Path) -> None:
+    path.with_name("new").write_text('{"text": "another file"}\n' * 300)
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("change", [appended, replaced, lambda path: path.write_text("{bro"), Path.unlink])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_the_same_command_goes_on(
+    change: Callable[[Path], object], bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(bench.write("q.jsonl", MANY))
+    config = bench.config()
+    add = Planner.add
+
+    def changing(self: Planner, row: SourceRow, held_out: Any) -> None:
+        if self.num_rows == 150:
+            change(source)
+        add(self, row, held_out)
+
+    monkeypatch.setattr(Planner, "add", changing)
+    with pytest.raises(DataError, match=r"q\.jsonl: changed while it was read; run the same command again"):
+        plan_rows(config, make_recipe(config.recipe), bench.run)
+    assert not bench.run.exists("rows")
+    monkeypatch.undo()
+    bench.write("q.jsonl", MANY)
+    assert bench.plan().rows_in == len(bench.rows()) == 300
+
+
+def test_what_is_wrong_with_a_file_that_changed_meanwhile_is_that_it_changed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(textfile, "CHUNK_BYTES", 64)
+    source = Path(bench.write("q.jsonl", MANY))
+    add = Planner.add
+
+    def changing(self: Planner, row: SourceRow, held_out: Any) -> None:
+        if self.num_rows == 150:
+            source.write_bytes(b"\xff" * source.stat().st_size)
+        add(self, row, held_out)
+
+    monkeypatch.setattr(Planner, "add", changing)
+    with pytest.raises(DataError, match=r"q\.jsonl: changed while it was read"):
+        bench.plan()
+
+
+def test_rows_are_a_copy_so_a_file_replaced_later_is_seen_by_the_next_plan_only(bench: Bench) -> None:
+    source = Path(bench.write("q.jsonl", MANY))
+    bench.plan()
+    replaced(source)
+    assert len(bench.rows()) == len(MANY)
+    bench.plan()
+    assert {row["query"] for row in bench.rows()} == {"another file"}

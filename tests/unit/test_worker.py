@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_ray.config import RunConfig, parse_config
-from distill_ray.errors import EngineUnavailable, TooManyRejects
+from distill_ray.errors import DistillError, EngineUnavailable, TooManyRejects
 from distill_ray.pipeline import worker
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.plan import plan_rows
@@ -47,8 +53,6 @@ def _keep_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(tmp_path: Path, rows: list[str], **teacher: Any) -> RunConfig:
-    import json
-
     source = tmp_path / "queries.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     return parse_config(
@@ -180,3 +184,57 @@ def test_a_recipe_of_another_package_may_raise_why_a_row_is_no_good(
     assert {e["completion"] for e in examples} < {f"query {i}!" for i in range(20)}
     assert {(r["stage"], r["reason"]) for r in rejects} == {("generate", "empty_answer")}
     assert len(examples) + len(rejects) == 20
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.sampled_from(["Same", "same ", "", " ", "\ud83d", "\0", "long " * 20_000, "I cannot", "{{ text }}"]),
+    st.text(max_size=8),
+    st.none(),
+    st.integers() | st.floats() | st.lists(st.text(max_size=3), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.booleans(), max_size=2),
+)
+ROWS = st.lists(st.dictionaries(st.sampled_from(["text", "id", "more"]), VALUES), min_size=1, max_size=12)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """In the format of the ending; what a format has no form for as text."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    texts = [{name: None if value is None else str(value) for name, value in row.items()} for row in rows]
+    if path.suffix == ".parquet":
+        columns = {name: [row.get(name) for row in texts] for name in ("text", "id", "more")}
+        data = {k: [v and v.encode("utf-8", "surrogatepass") for v in column] for k, column in columns.items()}
+        pq.write_table(pa.table({k: pa.array(v, pa.binary()).view(pa.string()) for k, v in data.items()}), path)
+        return
+    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "id", "more"])
+        writer.writeheader()
+        writer.writerows(texts)
+
+
+@settings(max_examples=60)
+@given(
+    rows=ROWS,
+    ending=st.sampled_from(["jsonl", "csv", "parquet"]),
+    data=st.fixed_dictionaries({"dedup": st.booleans(), "id": st.sampled_from([None, "id"])}),
+    rate=st.sampled_from([0.0, 0.3]),
+)
+def test_random_rows_are_examples_or_rejects_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], ending: str, data: dict[str, Any], rate: float
+) -> None:
+    base = tmp_path_factory.mktemp("rows")
+    write_rows(base / f"rows.{ending}", rows)
+    config, folder = config_of(base, [], empty_rate=rate, fatal_error_rate=rate), RunFolder(base / "run")
+    raw = config.model_dump(mode="json") | {"data": {"source": str(base / f"rows.{ending}"), **data}}
+    try:
+        run_worker(parse_config(raw), folder)
+    except DistillError:
+        assert not folder.list("examples")
+        return
+    examples = {record["row_id"] for table in folder.read_tables("examples") for record in table.to_pylist()}
+    rejects = {record["row_id"] for table in folder.read_tables("rejects") for record in table.to_pylist()}
+    assert not examples & rejects
+    assert len(examples) + len(rejects) == len(rows)

@@ -34,7 +34,7 @@ from distill_ray.pipeline.planning.layouts import with_layout
 from distill_ray.pipeline.planning.planner import Planner
 from distill_ray.pipeline.planning.readers import SourceRow, estimate_rows, read_rows, separator_hint
 from distill_ray.pipeline.planning.scratch import Scratch
-from distill_ray.pipeline.planning.sources import SourceFile, resolve
+from distill_ray.pipeline.planning.sources import SourceFile, held_still, resolve
 from distill_ray.plugins import Group, packages
 from distill_ray.recipes.base import LessWhenHeldOut, Recipe
 from distill_ray.records import ROW_SCHEMA, SCHEMA_VERSION, Split
@@ -91,11 +91,12 @@ def plan_rows(
 
     Raises:
         ConfigError: a column that no row has.
-        DataError: a file that is bad as a whole.
+        DataError: a file that is bad as a whole, or changes while it is read.
         RunFolderError: the run folder cannot be written.
     """
     sources = _sources(config, folder)
-    fingerprint = _fingerprint(config, recipe, sources, limit)
+    named = _named_files(config, sources)
+    fingerprint = _fingerprint(config, recipe, named, limit)
     stored = folder.read_json("rows", "plan.json") if folder.exists("rows", "plan.json") else None
     if stored is not None and stored.get("fingerprint") == fingerprint:
         plan = _stored_plan(stored)
@@ -107,11 +108,12 @@ def plan_rows(
     num_partitions = num_partitions or _num_partitions(config, sources)
     with Scratch.temporary(folder.local() if folder.is_local else None) as scratch:
         planner = Planner(config, recipe, scratch, num_partitions)
-        for source, rows in zip(sources, _opened(sources, config, recipe, limit), strict=True):
-            for row in rows:
-                planner.add(row, source.held_out)
-                if on_rows is not None and planner.num_rows % 1000 == 0:
-                    on_rows(planner.num_rows)
+        with held_still([file for _, file in named]):
+            for source, rows in zip(sources, _opened(sources, config, recipe, limit), strict=True):
+                for row in rows:
+                    planner.add(row, source.held_out)
+                    if on_rows is not None and planner.num_rows % 1000 == 0:
+                        on_rows(planner.num_rows)
         # From here until the end rows/ is a mixture, which no fingerprint may describe.
         folder.write_json({"fingerprint": None, "num_partitions": num_partitions}, "rows", "plan.json")
         partitions = list(_write_partitions(folder, scratch.rows_by_partition(num_partitions)))
@@ -234,10 +236,14 @@ def _num_partitions(config: RunConfig, sources: list[_Source]) -> int:
     return max(MIN_PARTITIONS, for_replicas, math.ceil(num_rows / config.generate.rows_per_partition))
 
 
-def _fingerprint(config: RunConfig, recipe: Recipe, sources: list[_Source], limit: int | None) -> str:
-    """Hash of all that decides what `rows/` holds."""
+def _named_files(config: RunConfig, sources: list[_Source]) -> list[tuple[str, SourceFile]]:
+    """All files that are read, each with the key that names it."""
     named = [(s.key, file) for s in sources for file in s.files]
-    named += [(key, file) for key, files in alongside_files(_files(config)).items() for file in files]
+    return named + [(key, file) for key, files in alongside_files(_files(config)).items() for file in files]
+
+
+def _fingerprint(config: RunConfig, recipe: Recipe, named: list[tuple[str, SourceFile]], limit: int | None) -> str:
+    """Hash of all that decides what `rows/` holds."""
     files = [[key, f.url, f.label, f.format, f.size, f.version] for key, f in named]
     state = {
         "schema": SCHEMA_VERSION,

