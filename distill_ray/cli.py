@@ -393,6 +393,8 @@ def report(
     if len(run_dirs) > 1:
         _compare(run_dirs, out)
         return
+    if out is not None:
+        raise ConfigError("--out is for the comparison of several runs; the page of one is its report.html")
     folder = _existing(run_dirs[0])
     facts = Facts(folder, stored_config(folder))
     if not facts.metrics:
@@ -400,8 +402,6 @@ def report(
             f"{run_dirs[0]}: not evaluated yet, or not since it changed; run `distill-ray evaluate CONFIG --run-dir "
             f"{run_dirs[0]}` first"
         )
-    if out is not None:
-        raise ConfigError("--out is for the comparison of several runs; the page of one is its report.html")
     with noted(folder):
         write_report(folder, facts.config)
     console.print(summary_table(facts.metrics))

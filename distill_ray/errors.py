@@ -33,6 +33,7 @@ All of them cross process boundaries inside Ray, so they stay picklable: positio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -87,6 +88,14 @@ class NoReadableRow(DataError):
 
 class RunFolderError(DistillError):
     """The run folder cannot be used."""
+
+
+def cannot_write(target: str | Path, error: OSError) -> RunFolderError:
+    """What to tell of a place that takes nothing."""
+    return RunFolderError(
+        f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's permissions, "
+        "then run the same command again: finished work is kept"
+    )
 
 
 class RowError(DistillError):

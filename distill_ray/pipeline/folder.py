@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill_ray.errors import DistillError, RunFolderError, first_line
+from distill_ray.errors import DistillError, RunFolderError, cannot_write, first_line
 from distill_ray.object_store import reach
 from distill_ray.pipeline.lock import Taken, take
 from distill_ray.records import to_json
@@ -315,14 +315,6 @@ def _append(path: str, data: bytes) -> None:
         if (written := file.write(data)) != len(data):
             file.truncate(before)
             raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes")
-
-
-def cannot_write(target: str | Path, error: OSError) -> RunFolderError:
-    """What to tell of a place that takes nothing."""
-    return RunFolderError(
-        f"{target}: cannot write ({error.strerror or error}); check the disk's space and the folder's permissions, "
-        "then run the same command again: finished work is kept"
-    )
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

@@ -23,7 +23,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from distill_ray.pipeline.folder import cannot_write
+from distill_ray.errors import cannot_write
 
 MEASURED_S = 2.0  # before this a speed is a guess
 LINE_EVERY_S = 30.0  # away from a terminal: a line after so long,

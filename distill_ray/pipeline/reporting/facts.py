@@ -31,7 +31,10 @@ class Facts:
         """`eval/metrics.json`; {} before the evaluation, and where it was of other examples or another student."""
         if not self._is_evaluated:
             return {}
-        return self.folder.read_json("eval", "metrics.json")
+        found = self.folder.read_json("eval", "metrics.json")
+        if missing := {"num_rows", "student_after", "prompt_tokens_before", "prompt_tokens_after"} - found.keys():
+            raise self.folder.damaged(KeyError(*sorted(missing)), "eval", "metrics.json")
+        return found
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
