@@ -13,6 +13,7 @@ import pytest
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.recipe_figures import (
+    ENTROPY_BIN_NATS,
     Chain,
     figure_lines,
     label_figures,
@@ -128,6 +129,8 @@ def test_mass_and_entropy_are_those_of_the_top_k_and_a_bucket() -> None:
     assert (figures["tokens"], figures["k"], figures["examples_without"]) == (3, 2, 1)
     assert figures["mass"] == pytest.approx(2.75 / 3, abs=1e-6)
     assert figures["entropy_nats"] == pytest.approx(sum(entropies) / 3, abs=1e-5)
+    counted, _ = np.histogram(entropies, bins=np.arange(len(figures["entropy_counts"]) + 1) * ENTROPY_BIN_NATS)
+    assert figures["entropy_counts"] == counted.tolist()
     [line] = figure_lines({"soft_targets": figures})
     assert line.startswith("soft targets: 3 tokens, k 2 with 91.67 % of the probability; mean entropy ")
     assert line.endswith("; examples without: 1")

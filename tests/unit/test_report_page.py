@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_ray.pipeline.folder import RunFolder
-from distill_ray.pipeline.reporting.charts import charts, intervals, learning_curve, prompt_lengths, rejects, rewards
+from distill_ray.pipeline.reporting.charts import (
+    calls,
+    charts,
+    completion_lengths,
+    intervals,
+    learning_curve,
+    prompt_lengths,
+    rejects,
+    rewards,
+    soft_targets,
+    wins,
+)
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import text_table
 from distill_ray.pipeline.reporting.page import as_html
@@ -119,7 +130,29 @@ def test_a_point_stands_where_its_value_is() -> None:
     assert (quarter - zero) / (one - zero) == pytest.approx(0.25, abs=1e-4)
 
 
+def test_a_judges_verdicts_and_calls_are_bars_with_their_counts() -> None:
+    shown = texts_of(wins({"wins": {"won": 1200, "tied": 30, "lost": 4, "without_verdict": 9}}))
+    assert {"won 1,200", "tied 30", "lost 4"} <= set(shown)
+    assert {"calls made 5", "replayed 7"} <= set(texts_of(calls({"teacher_calls": 5, "teacher_calls_replayed": 7})))
+
+
+def test_the_entropy_of_soft_targets_is_a_curve_from_none_to_all() -> None:
+    svg = soft_targets({"entropy_counts": [6, 0, 2, 2]})
+    [curve] = [
+        path.get("d", "") for path in ET.fromstring(svg).iter(f"{SVG}path") if "var(--teacher)" in path.get("style", "")
+    ]
+    heights = [float(point.split()[-1]) for point in re.split("[ML]", curve)[1:]]
+    low, high = heights[0], heights[-1]
+    assert [(low - y) / (low - high) for y in heights] == pytest.approx([0.0, 0.6, 0.6, 0.8, 1.0], abs=1e-3)
+
+
+def test_lengths_of_answers_are_drawn_where_they_are_known() -> None:
+    assert "tokens of an answer to learn" in texts_of(completion_lengths([{"completion_tokens": n} for n in (2, 3, 2)]))
+    assert completion_lengths([{"completion_tokens": None}, {}]) == ""
+
+
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    assert wins({}) == calls({}) == soft_targets(None) == soft_targets({"entropy_counts": []}) == ""
     assert intervals({}) == rejects({}) == rewards(None) == rewards({"scored": 0}) == learning_curve({}, None) == ""
     assert prompt_lengths(Facts(RunFolder(tmp_path / "run"), config()).predictions) == ""
     assert learning_curve({1: {"loss": float("nan")}, 2: {"loss": None}, 3: {"loss": 1.0}}, 1) == ""
