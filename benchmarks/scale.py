@@ -96,7 +96,8 @@ class Driver:
         try:
             own = psutil.Process(self.process.pid)
             while self.process.poll() is None:
-                self.memory.append((time.monotonic() - self.started, own.memory_info().rss / 2**20))
+                if resident := own.memory_info().rss:  # none of one that was just killed
+                    self.memory.append((time.monotonic() - self.started, resident / 2**20))
                 self.cpu_s = sum(own.cpu_times()[:2])
                 time.sleep(0.5)
         except psutil.NoSuchProcess:

@@ -175,7 +175,8 @@ class RemoteEngine(Engine):
     """An engine in an `EngineActor`, seen from another process. `role` is for messages."""
 
     def __init__(self, config: EngineConfig, actor: Any, role: str) -> None:
-        self.identity = make_engine(config).identity
+        self._as_here = make_engine(config)  # never started
+        self.identity = self._as_here.identity
         self._actor, self._role = actor, role
 
     async def start(self) -> None:
@@ -191,6 +192,10 @@ class RemoteEngine(Engine):
     async def score(self, messages: Sequence[Message], answer: str, top_logprobs: int) -> Completion:
         """See `Engine.score`."""
         return await self._ask(self._actor.score.remote(list(messages), answer, top_logprobs))
+
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """The engine's own, which notices a changed chat template."""
+        return self._as_here.prompt_key(messages)
 
     async def close(self) -> None:
         """End the engine for all who ask it."""

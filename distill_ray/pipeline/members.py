@@ -133,6 +133,10 @@ class PooledEngine(Engine):
         """See `Engine.score`."""
         return await self._ask("score", list(messages), answer, top_logprobs)
 
+    def prompt_key(self, messages: Sequence[Message]) -> bytes:
+        """The engine's own: the ledger knows its answers wherever it runs, and a changed chat template is noticed."""
+        return self._as_here.prompt_key(messages)
+
     async def close(self) -> None:
         """Nothing: others ask the actors too, and who started them ends them."""
 
@@ -150,11 +154,3 @@ class PooledEngine(Engine):
             except DistillError as error:  # Ray's copy of it, whose message is a whole traceback
                 raise own_error(error) or error from None
         raise AssertionError("the last try returns or raises")
-
-
-class MemberEngine(PooledEngine):
-    """A place in the pool of a mixture's member."""
-
-    def prompt_key(self, messages: Sequence[Message]) -> bytes:
-        """The engine's own, so that the ledger knows the member's answers whether it is one of several or alone."""
-        return self._as_here.prompt_key(messages)

@@ -23,7 +23,7 @@ from distill_ray.errors import RowError
 from distill_ray.pipeline.capacity import Need, engine_options, of_one_actor, room, teacher_gpus, teacher_needs
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
-from distill_ray.pipeline.members import MemberEngine, Pool
+from distill_ray.pipeline.members import Pool, PooledEngine
 from distill_ray.recipes import Recipe
 from distill_ray.records import Message, Row
 
@@ -49,7 +49,7 @@ class Teacher:
                 self._pools.append([RemoteEngine(own, actor, role) for actor in actors])
             else:
                 pool = Pool(own, actors, role)
-                self._pools.append([MemberEngine(pool, number) for number in range(len(actors))])
+                self._pools.append([PooledEngine(pool, number) for number in range(len(actors))])
         self.engines = {engine: own for own, pool in zip(configs, self._pools, strict=True) for engine in pool}
         """All of them, each with its section of the config."""
 

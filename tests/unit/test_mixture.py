@@ -23,7 +23,7 @@ from distill_ray.pipeline.check import check_service, check_teacher
 from distill_ray.pipeline.estimating.estimate import Estimate, estimate
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.generate import generation_fingerprint
-from distill_ray.pipeline.members import MemberEngine, Pool
+from distill_ray.pipeline.members import Pool, PooledEngine
 from distill_ray.pipeline.reporting.report import write_report
 from distill_ray.pipeline.run import stored_config, write_origin
 from distill_ray.pipeline.teacher import Teacher
@@ -250,7 +250,7 @@ def ask(*actors: Actor, number: int = 0) -> Any:
     [config] = config_of(fake("a", max_retries=2)).teachers.values()
 
     async def answer() -> Any:
-        engine = MemberEngine(Pool(config, actors, "member-0"), number)
+        engine = PooledEngine(Pool(config, actors, "member-0"), number)
         await engine.start()
         return await engine.generate([{"role": "user", "content": "x"}], SamplingConfig()), engine.num_retries
 
@@ -323,7 +323,7 @@ def test_a_member_in_an_actor_has_the_keys_of_its_engine() -> None:
     local, remote = Teacher(config), Teacher(config, [[Actor()], [Actor()]])
     messages: Any = [{"role": "user", "content": "How are you?"}]
     for here, there in zip(local.engines, remote.engines, strict=True):
-        assert isinstance(there, MemberEngine)
+        assert isinstance(there, PooledEngine)
         assert (here.identity, here.prompt_key(messages)) == (there.identity, there.prompt_key(messages))
 
 
