@@ -52,21 +52,6 @@ def test_the_readmes_tree_names_every_module_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_command_in_the_docs_exists(page: Path) -> None:
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    commands |= {group.typer_instance.info.name for group in app.registered_groups}  # type: ignore[union-attr]
-    text = page.read_text(encoding="utf-8")
-    for name in re.findall(
-        r"distill-ray ([a-z]+)[ `\n]", "\n".join(re.findall(r"```bash.*?```|`[^`\n]+`", text, re.DOTALL))
-    ):
-        assert name in commands, f"{page.name}: distill-ray {name}"
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    quoted = "\n".join(re.findall(r"```bash.*?```|`make [^`\n]+`", text, re.DOTALL))
-    for name in re.findall(r"`?make ([a-z-]+)", quoted):
-        assert name in targets, f"{page.name}: make {name}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_config_in_the_docs_is_valid(page: Path, example_plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(example_plugin)  # extending.md chooses its parts
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
