@@ -21,7 +21,7 @@ from distill_ray.engines import make_engine
 from distill_ray.errors import RowError
 from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import Completion, Example, Message, Reject, Row
-from tests.docs_commands import PAGES, ROOT, Command, blocks, commands, spans, variants
+from tests.docs_commands import FENCE, PAGES, ROOT, Command, blocks, commands, spans, variants
 
 DISTILL_RAY = typer.main.get_command(app)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -130,6 +130,19 @@ def test_files_of_this_repository_that_a_page_names_are_there(page: Path) -> Non
     named = [span for span in spans(page.read_text(encoding="utf-8")) if ours.fullmatch(span)]
     examples = ("majority", "test_X")
     assert [name for name in named if not (ROOT / name).exists() and not any(e in name for e in examples)] == []
+
+
+@BY_PAGE
+def test_links_to_a_heading_lead_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    targets = [(page.parent / file if file else page, anchor) for file, anchor in links if "://" not in file]
+    assert [f"{file.name}#{anchor}" for file, anchor in targets if anchor not in anchors(file)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 # -- messages --------------------------------------------------------------------------------------------------------
