@@ -169,6 +169,7 @@ NOT_RUN = {
     "distill-ray check CONFIG --run-dir s3://...": "needs a bucket; tests/integration/test_object_store.py has one",
     "distill-ray flywheel run /srv/support.yaml": "the path of another machine",
     "distill-ray flywheel run config.yaml --every 24h": "until Ctrl-C; tests/unit/test_flywheel_cli.py does it",
+    "distill-ray init --recipe prompt_distillation": "as with the other names",
     "distill-ray plan config.yaml": "the same as runs/my-input/config.yaml",
     "distill-ray rollback config.yaml VERSION": "as with `none`; tests/unit/test_serve_cli.py does it",
     "distill-ray run CONFIG --run-dir DIR": "the same as runs/mine",

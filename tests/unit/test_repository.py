@@ -1,4 +1,4 @@
-"""What the repository says about itself is true: tree, commands, configs, reference page, no machine's paths."""
+"""What the repository says about itself is true: tree, configs, links, reference page, no machine's paths."""
 
 from __future__ import annotations
 
