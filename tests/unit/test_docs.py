@@ -22,6 +22,7 @@ from distill_ray.errors import RowError
 from distill_ray.recipes import Engines, make_recipe
 from distill_ray.records import Completion, Example, Message, Reject, Row
 from tests.docs_commands import FENCE, PAGES, ROOT, Command, blocks, commands, spans, variants
+from tests.unit.test_layers import LAYERS
 
 DISTILL_RAY = typer.main.get_command(app)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -189,6 +190,16 @@ def test_figures_have_a_command_and_a_day(name: str) -> None:
     measured = {title: text for title, _, text in sections if title not in NOT_MEASURED}
     assert [title for title, text in measured.items() if not COMMAND.search(text)] == []
     assert [title for title, text in measured.items() if not DAY.search(text)] == []
+
+
+# -- the layers ------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_the_layers_is_what_the_imports_are_held_against() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    [picture] = [block for block in blocks(page, "") if block.startswith("__main__")]
+    lines = [re.split(r"\s{4,}", line)[0].split() for line in picture.splitlines()]
+    assert [set(line) for line in reversed(lines)] == LAYERS
 
 
 # -- the recipe in one file ------------------------------------------------------------------------------------------
