@@ -12,7 +12,7 @@ from distill_ray.pipeline.cluster import connected
 from tests.integration.faulty_s3 import FaultyS3
 
 # Begun first, so that at the end no worker is left with one of them: `make test` hands out files in this order.
-LONGEST = ("flywheel", "train", "service", "demo", "engine_contract", "clusters", "recipe_runs", "generate")
+LONGEST = ("flywheel", "train", "service", "demo", "docs", "engine_contract", "clusters", "recipe_runs", "generate")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
