@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from distill_ray.models import DEMO_MODEL_PATH
 
 ROWS, MAX_TOKENS = 64, 16
-ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True}
+ENGINE_ARGS = {"max_model_len": 1024, "enforce_eager": True, "enable_chunked_prefill": False}
+ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 STEPS = {
     "command to the engine's configuration (Ray, the actor's process, imports)": "Resolved architecture",
     "vLLM's engine process (imports)": "Initializing a V1 LLM engine",
@@ -58,7 +59,7 @@ def run_ours(folder: Path) -> tuple[float, dict[str, float]]:
     run = folder / "run"
     command = [sys.executable, "-m", "distill_ray", "generate", str(folder / "config.json"), "--run-dir", str(run)]
     began = time.time()
-    subprocess.run(command, check=True, capture_output=True)
+    in_subprocess(command, folder)
     first = min(path.stat().st_mtime for path in (run / "calls").glob("*"))
     [log] = (run / "logs").glob("engine-*.log")
     times = [began, *(said_at(log.read_text(), words) for words in STEPS.values())]
@@ -82,10 +83,17 @@ def run_vllm() -> None:
 def plain(folder: Path) -> float:
     """Seconds of plain vLLM, in a process of its own."""
     began = time.time()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    command = [sys.executable, __file__, "--vllm"]
-    done = subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, text=True)
-    return next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ANSWERED")) - began
+    said = in_subprocess([sys.executable, __file__, "--vllm"], folder)
+    return next(float(line.split()[1]) for line in said.splitlines() if line.startswith("ANSWERED")) - began
+
+
+def in_subprocess(command: list[str], folder: Path) -> str:
+    """Its standard output."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[1:3]} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def said_at(log: str, words: str) -> float:
