@@ -63,7 +63,7 @@ class PlanConfig(Config):
     """The teacher's nodes, or its API's prices."""
 
     judge: PlannedEngineConfig = PlannedEngineConfig()
-    """Those of a judge or reward model of its own."""
+    """Those of a judge or reward model of its own. The report's costs take a judge's prices."""
 
     student: PlannedTrainingConfig = PlannedTrainingConfig()
     """The student's nodes."""

@@ -65,7 +65,7 @@ class ParseConfig(Config):
     """The last match's first group (or whole match, if the pattern has no group)."""
 
     json_field: Marker | None = None
-    """A dotted path into the answer read as JSON (a ```json fence around it is accepted)."""
+    """A dotted path into the answer read as JSON (a Markdown fence around it is accepted)."""
 
     after: Marker | None = None
     """What stands behind the last occurrence of this marker."""

@@ -94,7 +94,10 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(field.default, list) and len(str(field.default)) > 80:
         return f"{len(field.default)} entries"
-    return "" if field.default is None else f"`{str(field.default).replace('|', chr(92) + '|')}`"
+    if field.default is None:
+        return ""
+    shown = str(field.default).replace("\n", "\\n").replace("|", "\\|")
+    return f"`{shown}`"
 
 
 def _first_paragraph(model: type[BaseModel]) -> str:

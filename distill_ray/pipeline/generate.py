@@ -68,6 +68,8 @@ class Generation:
     teacher_calls_replayed: int
     prompt_tokens: int
     completion_tokens: int
+    judge_prompt_tokens: int
+    judge_completion_tokens: int
     seconds: float
 
 
@@ -332,6 +334,8 @@ def _sum_up(plan: Plan, markers: dict[int, dict[str, Any]], ran: set[int], secon
         teacher_calls_replayed=total("replayed", ran) + total("calls", skipped) + total("replayed", skipped),
         prompt_tokens=total("prompt_tokens"),
         completion_tokens=total("completion_tokens"),
+        judge_prompt_tokens=total("judge_prompt_tokens"),
+        judge_completion_tokens=total("judge_completion_tokens"),
         seconds=round(seconds, 2),
     )
     assert generation.rows_in == generation.rows_with_examples + generation.rows_rejected, generation

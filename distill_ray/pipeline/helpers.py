@@ -294,13 +294,13 @@ class Roles:
         if self._reward is not None and not isinstance(self._reward, JudgeRewardConfig):
             self._scorer = batched_scorer(self._reward, helpers)
 
-    def engines(self, answerer: Callable[[Engine | None, SamplingConfig], Answerer]) -> Engines:
-        """The roles. `answerer` puts an engine (None: the teacher's) behind the caller's ledger."""
-        teacher = answerer(None, self._config.teacher.sampling)
+    def engines(self, answerer: Callable[[Engine | None, SamplingConfig, bool], Answerer]) -> Engines:
+        """The roles. `answerer` puts an engine (None: the teacher's) behind the caller's ledger, as judge or not."""
+        teacher = answerer(None, self._config.teacher.sampling, False)
         reward = self._reward
         if not isinstance(reward, JudgeRewardConfig):
             return Engines(teacher, self._scorer)
-        judge = answerer(self._judge, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens))
+        judge = answerer(self._judge, SamplingConfig(temperature=0.0, max_tokens=reward.max_tokens), True)
         return Engines(teacher, JudgeScorer(reward, judge))
 
 

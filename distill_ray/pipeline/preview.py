@@ -181,7 +181,7 @@ def _answer(config: RunConfig, folder: RunFolder, rows: list[Row], helpers: Help
                 await asyncio.gather(*(engine.close() for engine in teacher.engines))
 
     async def one_row(engine: Engine, roles: Roles, row: Row) -> list[Part]:
-        engines = roles.engines(lambda own, sampling: _Watched(own or engine, sampling))
+        engines = roles.engines(lambda own, sampling, _: _Watched(own or engine, sampling))
         watched = engines.teacher
         assert isinstance(watched, _Watched)
         try:

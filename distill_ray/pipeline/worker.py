@@ -61,6 +61,8 @@ class Figures:
     replayed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    judge_prompt_tokens: int = 0  # these two are among the two above
+    judge_completion_tokens: int = 0
     paid_tokens: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
 
@@ -75,6 +77,12 @@ class Figures:
         else:
             self.calls += len(completions)
             self.paid_tokens += prompt + completion
+
+    def add_judgement(self, replayed: bool, completions: Sequence[Completion]) -> None:
+        """Count those of a judge."""
+        self.add_call(replayed, completions)
+        self.judge_prompt_tokens += sum(c.prompt_tokens for c in completions)
+        self.judge_completion_tokens += sum(c.completion_tokens for c in completions)
 
 
 class PartitionWorker:
@@ -149,11 +157,12 @@ class PartitionWorker:
 
         @functools.cache
         def engines_with(teacher: Engine) -> Engines:
-            def ledgered(engine: Engine | None, sampling: SamplingConfig) -> LedgeredEngine:
+            def ledgered(engine: Engine | None, sampling: SamplingConfig, is_judge: bool) -> LedgeredEngine:
                 ready = functools.partial(self._ready, teacher) if engine is None else engine.start
                 engine = engine or teacher
                 name = engine.identity.partition(":")[2] or engine.identity
-                return LedgeredEngine(name, engine, sampling, ledger, ready, figures.add_call, self._may_pay)
+                on_call = figures.add_judgement if is_judge else figures.add_call
+                return LedgeredEngine(name, engine, sampling, ledger, ready, on_call, self._may_pay)
 
             return self._roles.engines(ledgered)
 

@@ -47,6 +47,24 @@ def test_engines_of_ones_own_are_paid_by_the_hour(run: RunFolder) -> None:  # no
     assert found.break_even == -(-total // saved)
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_judge_has_its_own_price_and_is_in_no_request(is_own: bool, run: RunFolder) -> None:  # noqa: F811
+    run.update_manifest({"judge_prompt_tokens": 8_000, "judge_completion_tokens": 234})
+    reward = {"type": "judge", **({"engine": {"type": "fake"}} if is_own else {})}
+    recipe = {"type": "self_critique", "query": "{{ q }}", "reward": reward}
+    plan = {
+        "teacher": PER_TOKEN,
+        "judge": {"price_per_million_prompt_tokens": 1.0, "price_per_million_completion_tokens": 5.0},
+    }
+    found = costs(Facts(run, config(plan=plan, recipe=recipe)))
+    without = 40_000 * 2e-6 + 1_000 * 10e-6
+    assert found.teacher_per_request == pytest.approx(without / 120)
+    assert found.teacher == pytest.approx(without if is_own else 48_000 * 2e-6 + 1_234 * 10e-6)
+    assert found.judge == pytest.approx(8_000 * 1e-6 + 234 * 5e-6 if is_own else 0.0)
+    hourly = costs(Facts(run, config(plan={"judge": {"price_per_hour": 2.0}}, recipe=recipe)))
+    assert hourly.judge == pytest.approx(61.0 / 3600 * 2.0 if is_own else 0.0)
+
+
 def test_a_replica_of_several_gpus_is_so_many_times_as_much(run: RunFolder) -> None:  # noqa: F811
     teacher = {"type": "vllm", "model": "m", "gpus": 4}
     one, four = (of(run, {"price_per_hour": 1.0}, {}, **more) for more in ({}, {"teacher": teacher}))
@@ -75,7 +93,7 @@ def test_nobody_is_paid_where_nobody_was_asked(run: RunFolder) -> None:  # noqa:
 def test_it_has_paid_for_itself_after_that_many_requests_and_not_one_earlier(
     total: float, teacher: float, student: float
 ) -> None:
-    found = Costs(total, 0.0, 0.0, teacher, student)
+    found = Costs(total, 0.0, 0.0, 0.0, teacher, student)
     if teacher <= student:
         assert found.break_even is None
         return

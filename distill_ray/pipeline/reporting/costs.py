@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distill_ray.config import RunConfig
+from distill_ray.config import EngineConfig, RunConfig
 from distill_ray.config.plan import HardwareConfig, PlannedEngineConfig
+from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.records import RejectReason
 
@@ -33,17 +34,20 @@ class Costs:
     """Money is in the currency of the prices. None: nobody says."""
 
     teacher: float | None
+    judge: float | None
+    """Of the recipe, where it is another model than the teacher; else nothing."""
+
     training: float | None
     evaluation: float | None
     teacher_per_request: float | None
-    """What the teacher takes for one request: all its turns, one sample."""
+    """What the teacher takes for one request: all its turns, one sample, nobody judges."""
 
     student_per_request: float | None
 
     @property
     def total(self) -> float | None:
         """Of the run."""
-        parts = (self.teacher, self.training, self.evaluation)
+        parts = (self.teacher, self.judge, self.training, self.evaluation)
         return None if None in parts else sum(part for part in parts if part is not None)
 
     @property
@@ -73,6 +77,7 @@ def costs(facts: Facts) -> Costs:
 
     return Costs(
         teacher=_teachers_bill(config, manifest, rented("generate", teacher, config.teacher.num_gpus)),
+        judge=_judges_bill(config, manifest, spent.get("generate", {}).get("seconds")),
         training=rented("train", student, 1),
         evaluation=rented("evaluate", student, 1),
         teacher_per_request=_teacher_per_request(config, manifest),
@@ -104,16 +109,43 @@ def _teachers_bill(config: RunConfig, manifest: Mapping[str, Any], rent: float |
     prices = _by_token(config.plan.teacher)
     if prices is None or "prompt_tokens" not in manifest:
         return rent
-    return _bill(prices, manifest["prompt_tokens"], manifest["completion_tokens"])
+    return _bill(prices, _tokens(manifest, without_judge=own_judge(config) is not None))
+
+
+def own_judge(config: RunConfig) -> EngineConfig | None:
+    """Who judges for the recipe, where that is not the teacher."""
+    reward = getattr(config.recipe, "reward", None)
+    return reward.engine if isinstance(reward, JudgeRewardConfig) else None
+
+
+def _judges_bill(config: RunConfig, manifest: Mapping[str, Any], seconds: float | None) -> float | None:
+    """By its tokens where they have a price, else for standing beside the generation."""
+    judge = own_judge(config)
+    if judge is None:
+        return 0.0
+    if (prices := _by_token(config.plan.judge)) is None:
+        return _rent(seconds, config.plan.judge, judge.num_gpus)
+    if "judge_prompt_tokens" not in manifest:
+        return None
+    return _bill(prices, (manifest["judge_prompt_tokens"], manifest["judge_completion_tokens"]))
+
+
+def _tokens(manifest: Mapping[str, Any], *, without_judge: bool) -> tuple[float, float]:
+    """Prompt and completion tokens of a generation's answers."""
+    prompt, completion = manifest["prompt_tokens"], manifest["completion_tokens"]
+    if not without_judge:
+        return prompt, completion
+    return prompt - manifest.get("judge_prompt_tokens", 0), completion - manifest.get("judge_completion_tokens", 0)
 
 
 def _teacher_per_request(config: RunConfig, manifest: Mapping[str, Any]) -> float | None:
-    """By its tokens where they have a price, else by the time that its replicas take for an answer at full load."""
+    """By its tokens where they have a price, else by the time that its replicas take for an answer at full load: with
+    a judge of the same engine its answers count in that too."""
     requests = requests_asked(config, manifest)
     if not requests or not config.asks_teacher or "prompt_tokens" not in manifest:
         return None
     if (prices := _by_token(config.plan.teacher)) is not None:
-        return _bill(prices, manifest["prompt_tokens"] / requests, manifest["completion_tokens"] / requests)
+        return _bill(prices, _tokens(manifest, without_judge=True)) / requests
     spent = manifest.get("spent", {}).get("generate", {})
     if not spent.get("calls"):
         return None
@@ -140,5 +172,5 @@ def _by_token(prices: PlannedEngineConfig) -> tuple[float, float] | None:
     return None if prompt is None or completion is None else (prompt, completion)
 
 
-def _bill(prices: tuple[float, float], prompt_tokens: float, completion_tokens: float) -> float:
-    return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / MILLION
+def _bill(prices: tuple[float, float], tokens: tuple[float, float]) -> float:
+    return (tokens[0] * prices[0] + tokens[1] * prices[1]) / MILLION

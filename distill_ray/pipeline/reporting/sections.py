@@ -15,7 +15,7 @@ from distill_ray.config import RunConfig
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import duration
 from distill_ray.pipeline.recipe_figures import QUANTILES, figure_lines
-from distill_ray.pipeline.reporting.costs import Costs, costs, has_prices, thousand
+from distill_ray.pipeline.reporting.costs import Costs, costs, has_prices, own_judge, thousand
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.pipeline.reporting.markdown import cell, code, table, text_table
 from distill_ray.pipeline.reporting.result import NOT_THERE, ROLES, has_context, result_rows, role_titles, saving
@@ -250,8 +250,10 @@ def _cost(facts: Facts) -> str:
             ("teacher_calls_replayed", "answers that cost it nothing (`calls/`, or shared by equal prompts)"),
             ("prompt_tokens", "prompt tokens of all these answers"),
             ("completion_tokens", "completion tokens of all these answers"),
+            ("judge_prompt_tokens", "of these a judge's prompt tokens"),
+            ("judge_completion_tokens", "of these a judge's completion tokens"),
         )
-        if name in manifest
+        if manifest.get(name, 0) or (name in manifest and not name.startswith("judge"))
     ]
     for stage, spent in manifest.get("spent", {}).items():
         figures.append([f"time, {cell(stage)}", duration(spent["seconds"])])
@@ -275,6 +277,7 @@ def _money(facts: Facts) -> str:
     found = costs(facts)
     shown = {
         "teacher": found.teacher,
+        **({"judge": found.judge} if own_judge(facts.config) is not None else {}),
         "training": found.training,
         "evaluation": found.evaluation,
         "the run": found.total,
