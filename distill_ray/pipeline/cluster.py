@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import ray
 import ray.data
 import ray.exceptions
+from ray._private import ray_constants
 
 from distill_ray.errors import ClusterError, DistillError, first_line
 from distill_ray.pipeline.capacity import placement_groups_removed
@@ -76,7 +77,8 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
             os.environ.setdefault("VLLM_RPC_BASE_PATH", scratch)  # its sockets, which it leaves behind
         _require_somebody(address)
         what = "starting Ray" if address == "local" else f"connecting to Ray at {address}"
-        with warnings.catch_warnings(), _translated(address), waiting(what):
+        alone = on_loopback() if address == "local" else contextlib.nullcontext()
+        with warnings.catch_warnings(), _translated(address), waiting(what), alone:
             warnings.simplefilter("ignore")
             ray.init(
                 address=address,
@@ -95,6 +97,29 @@ def _connection(num_cpus: float | None) -> Iterator[None]:
             ray.shutdown()
             if os.environ.get("VLLM_RPC_BASE_PATH") == scratch:
                 del os.environ["VLLM_RPC_BASE_PATH"]
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have a Ray that is started in the block listen on loopback alone.
+
+    It binds its sockets to all addresses except on Windows and macOS, which it takes for machines that are in no
+    cluster (`ray_constants.ENABLE_RAY_CLUSTER`; Ray's issue 18730). A Ray of our own is in none either.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, was_enabled = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = (
+        "0",
+        False,
+    )  # for the processes that it starts, and for this one
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = was_enabled
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _require_somebody(address: str) -> None:
