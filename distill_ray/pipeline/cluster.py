@@ -108,10 +108,8 @@ def on_loopback() -> Iterator[None]:
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before, was_enabled = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = (
-        "0",
-        False,
-    )  # for the processes that it starts, and for this one
+    os.environ[name] = "0"  # for the processes that it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one
     try:
         yield
     finally:
