@@ -111,7 +111,8 @@ def main() -> None:
         print(f"{name}: {ratio:.2f}")
     if options.out:
         options.out.write_text(
-            json.dumps({"ratios": ratios, "sides": found, **vars(options), "out": None}, indent=2) + "\n"
+            json.dumps({"ratios": ratios, "sides": found, "rows": options.rows, "length": options.length}, indent=2)
+            + "\n"
         )
 
 

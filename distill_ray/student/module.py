@@ -8,7 +8,7 @@ Shapes: B examples, T positions (padded), H hidden width, N completion tokens, V
     seq2seq   encoder reads p p p, decoder reads <start> c c and predicts c c e
 
 At a vocabulary of 150 k the head dominates memory, and prompts are long and completions short: skipping the
-prompt's logits took peak memory to a third in a small sketch (2,048 to 4,096 tokens).
+prompt's logits takes the peak of a step to a third of transformers' own (`benchmarks/head_memory.py`).
 
 Causal models get no attention mask: padding is on the right, so no real position ever looks at it, and
 attention has a faster kernel without one.
