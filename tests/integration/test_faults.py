@@ -6,7 +6,6 @@ One message each, and nothing that was paid for is lost. What is wrong before is
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError
@@ -63,8 +61,7 @@ def command(disk: Path, tmp_path: Path) -> list[str]:
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
