@@ -107,7 +107,8 @@ def _startup(f: Any) -> list[Line]:
 def _rows(f: Any) -> list[Line]:
     rows = f["rows"]
     _, middle, last = rows["driver_MiB"]["first"]
-    against = f"{rows['rows']:,} rows through the fake engine, the driver killed half-way: its memory at half of that and at the end"
+    against = f"{rows['rows']:,} rows through the fake engine, the driver killed half-way: "
+    against += "its memory at half of that and at the end"
     measured = f"{middle} and {last} MiB; {1000 / rows['rows_per_s']:.2f} ms a row; "
     measured += f"{rows['lost']} lost, {rows['doubled']} doubled"
     return [Line(against, measured, "flat")]

@@ -1,4 +1,4 @@
-"""The README's table of measurements is what was measured, and one benchmark that fails takes nothing from the others."""
+"""The README's table is made of what was measured, and a benchmark that fails takes nothing from the others."""
 
 from __future__ import annotations
 
