@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from distill_ray.config import HfEngineConfig, SamplingConfig
+from distill_ray.config import ContextRecipeConfig, ContextSource, HfEngineConfig, RecipeConfig, SamplingConfig
 from distill_ray.engines.hf import HfEngine
 from distill_ray.engines.hf_model import has_gpu
 from distill_ray.errors import DistillError
@@ -12,7 +12,14 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.progress import waiting
 from distill_ray.pipeline.run import stored_config
 from distill_ray.recipes import make_recipe
-from distill_ray.records import Row
+from distill_ray.records import Message, Row
+
+
+def asked(recipe: RecipeConfig, question: str) -> list[Message]:
+    """The question as the recipe puts it to the student."""
+    if isinstance(recipe, ContextRecipeConfig):  # a context's file may be gone, and the student never sees it
+        recipe = recipe.model_copy(update={"context": ContextSource(text="none")})
+    return make_recipe(recipe).student_messages(Row("ask", "test", question, {}))
 
 
 async def stream_answer(folder: RunFolder, question: str, max_tokens: int, temperature: float) -> AsyncIterator[str]:
@@ -33,7 +40,7 @@ async def stream_answer(folder: RunFolder, question: str, max_tokens: int, tempe
             trust_remote_code=config.student.trust_remote_code,
         )
     )
-    messages = make_recipe(config.recipe).student_messages(Row("ask", "test", question, {}))
+    messages = asked(config.recipe, question)
     with waiting("loading the student"):
         await engine.start()
     try:
