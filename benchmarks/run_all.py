@@ -5,7 +5,8 @@
     python benchmarks/run_all.py --table             # only write the README's table anew
 
 benchmarks/results.json holds of each benchmark its command, the day, and what its `--out` gave. Two cores are enough,
-with nothing else on them. A benchmark that fails is named at the end and keeps its earlier figures; the others go on.
+with nothing else on them. A benchmark that fails is named at the end and not skipped the same day; the others go on.
+Figures of one whose promise does not hold are kept; one that ended without any keeps its earlier ones.
 """
 
 from __future__ import annotations
@@ -238,6 +239,7 @@ def measure(name: str) -> bool:
                 "command": f"python benchmarks/{benchmark.command}",
                 "day": day,
                 "figures": json.loads(out.read_text()),
+                **({"failed": True} if status else {}),
             }
             RESULTS.write_text(json.dumps({**read_results(), name: found}, indent=1, ensure_ascii=False) + "\n")
     return status == 0
@@ -257,7 +259,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing, write the README's table anew")
     options = parser.parse_args()
     today, failed = datetime.date.today().isoformat(), []
-    measured_today = {name for name, found in read_results().items() if found["day"] == today}
+    measured_today = {name for name, of in read_results().items() if of["day"] == today and not of.get("failed")}
     names = options.only or [name for name in BENCHMARKS if name not in measured_today]
     for name in [] if options.table else names:
         if BENCHMARKS[name].needs_demo:

@@ -414,12 +414,16 @@ def _compare(run_dirs: list[str], out: Path | None) -> None:
     from distill_ray.pipeline.reporting.report import write_comparison
     from distill_ray.pipeline.run import stored_config
 
+    if out is not None and (out.parent / "manifest.json").exists():
+        raise ConfigError(f"--out {out}: {out.parent} is a run's own folder; give another place")
     folders = {name.rstrip("/"): _existing(name) for name in run_dirs}
     last = [name.rsplit("/", 1)[-1] for name in folders]
     names = last if len(set(last)) == len(last) else list(folders)
     runs = {name: Facts(f, stored_config(f)) for name, f in zip(names, folders.values(), strict=True)}
-    if len(runs) < 2:
-        raise ConfigError(f"report: {names[0]} was named twice; name another run to compare it with")
+    roots = [facts.folder.root for facts in runs.values()]
+    if len(set(roots)) < len(run_dirs):
+        twice = next((name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1), names[0])
+        raise ConfigError(f"report: {twice} was named twice; name another run to compare it with")
     tables = compare(runs)
     for table in tables:
         console.print(table.for_terminal())
@@ -526,6 +530,8 @@ def _existing(run_dir: str) -> RunFolder:
     folder = RunFolder(run_dir)
     if not folder.exists("config.yaml"):
         raise ConfigError(f"{run_dir}: not a run folder (no config.yaml); give the --run-dir of an earlier run")
+    if not folder.exists("manifest.json"):
+        raise ConfigError(f"{run_dir}: its manifest.json is gone; run the stage that wrote it again")
     return folder
 
 

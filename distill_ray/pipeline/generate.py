@@ -292,7 +292,9 @@ def _shown(tally: Any, progress: Progress, spent: dict[str, float]) -> Iterator[
             state: dict[str, Any] = ray.get(tally.state.remote(), timeout=5)
         except ray.exceptions.RayError:
             return  # the display must never be what ends a run
-        spent.update(replica_seconds=state["engine_seconds"], calls=state["calls"])
+        spent.update(
+            replica_seconds=state["engine_seconds"], working_seconds=state["working_seconds"], calls=state["calls"]
+        )
         progress.update(
             state["rows"],
             calls=state["calls"],

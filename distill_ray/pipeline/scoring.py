@@ -92,7 +92,7 @@ def score_predictions(
     if rewards := _score_rewards(config, scored):
         metrics["reward"] = rewards
     if "win_rate" in config.evaluate.metrics:
-        metrics["wins"] = _wins(scored)
+        metrics["wins"] = {**_wins(scored), "judge": _judge(config)}
     table = confusion([row["student_after"] or "" for row in scored], expected)
     metrics["confusion"] = table.as_dict() if table is not None else None
     return metrics, [_prediction(row, gold) for row, gold in zip(scored, expected, strict=True)]
@@ -125,6 +125,11 @@ def _score_rewards(config: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict
         if values:
             found[who] = _with_interval(config, "mean", values)
     return found or None
+
+
+def _judge(config: RunConfig) -> str:
+    key, engine = config.evaluation_judge
+    return "the teacher itself" if key == "teacher" else f"{engine.model} ({engine.type})"
 
 
 def _wins(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """What the commands of a run have taken so far, added up in its manifest.
 
-`spent.STAGE` has `seconds`, and `replica_seconds`: of engines or workers together, from when each was started.
+`spent.STAGE` has `seconds`, and `replica_seconds`: of engines or workers together, from when each was started. The
+generation has `working_seconds` too: of its engines, from when each was ready.
+
 Stopped and failed commands count too. Only kill -9 leaves no time to note anything.
 """
 

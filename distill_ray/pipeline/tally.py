@@ -106,6 +106,7 @@ class Tally:
             "work_s": round(self._work_s, 2),  # from then on
             # What is rented counts from when it starts, for which all are taken to need as long as the first one.
             "engine_seconds": round(sum(now - ready + self._engine_start_s for ready in self._ready_at), 2),
+            "working_seconds": round(sum(now - ready for ready in self._ready_at), 2),
         }
 
     def _replace(self, partition: int, figures: dict[str, Any]) -> None:

@@ -95,6 +95,11 @@ def bad(what: str, command: str, *says: str, given: Given | list[Given] | None =
     return pytest.param(given, command, says, status, id=what)
 
 
+EXACT_MATCH = {"exact_match": 1.0, "exact_match_low": 1.0, "exact_match_high": 1.0}
+METRICS = json.dumps(
+    {"num_rows": 1, "student_after": EXACT_MATCH, "prompt_tokens_before": 2.0, "prompt_tokens_after": 1.0}
+)
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 CONFIGS = [
@@ -257,6 +262,13 @@ FOLDERS = [
         given=begun(file("run/eval/metrics.json", "{}")), status=1),
     bad("a report too early", "report run", "run: not evaluated yet", "run `distill-ray evaluate CONFIG --run-dir run`",
         given=begun(), status=1),
+    bad("a page without its rows", "report run", "HERE/run/eval/predictions.parquet: missing", "evaluate` again",
+        given=begun(file("run/eval/metrics.json", METRICS)), status=1),
+    bad("a run without its manifest", "report run", "run: its manifest.json is gone",
+        given=begun(without("run/manifest.json"))),
+    bad("a run against itself under another name", "report run ./run", "run was named twice", given=begun()),
+    bad("a comparison into a run", "report run other --out run/report.html", "run is a run's own folder",
+        given=begun()),
     bad("a run against itself", "report run run", "run was named twice; name another run", given=begun()),
     bad("a page for one run", "report run --out page.html", "the page of one is its report.html", given=begun()),
     bad("a question too early", "ask run Hello?", "HERE/run: no student here yet; run `distill-ray train`",

@@ -165,7 +165,7 @@ def test_a_generation_without_an_example_does_not_lead_on_to_training(
     expected: list[str],
     unexpected: str,
 ) -> None:
-    generation = Generation(3, num_examples, sum(rejects.values()), num_examples, rejects, 3, 0, 10, 10, 1.0)
+    generation = Generation(3, num_examples, sum(rejects.values()), num_examples, rejects, 3, 0, 10, 10, 0, 0, 1.0)
     monkeypatch.setattr("distill_ray.pipeline.generate.generate", lambda *args, **keys: generation)
     config = write(tmp_path, "rows.jsonl", b'{"text": "a"}\n' * 3)
     assert command(monkeypatch, "generate", str(config), "--run-dir", str(tmp_path / "run")) == 0

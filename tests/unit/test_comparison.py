@@ -64,11 +64,21 @@ def test_only_rows_that_both_have_are_compared(tmp_path: Path, runs: dict[str, F
 
 
 def test_settings_that_differ_are_named_and_no_others(runs: dict[str, Facts]) -> None:
-    shown = {key: (a, b) for key, a, b in rows_of(runs, "What was set differently")}
-    assert shown.pop("train.epochs") == (str(runs["a"].config.train.epochs), "2")
-    assert shown.pop("student.lora") == ("-", "null")
-    assert shown.pop("student.lora.rank") == ("8", "-")
-    assert all(key.startswith("student.lora.") and b == "-" for key, (_, b) in shown.items())
+    assert rows_of(runs, "What was set differently") == [
+        ["student.lora.rank", "8", "-"],
+        ["train.epochs", str(runs["a"].config.train.epochs), "2"],
+    ]
+
+
+def test_what_looks_like_markup_is_text(tmp_path: Path, runs: dict[str, Facts]) -> None:
+    odd = made(tmp_path / "odd", {5}, recipe={"context": {"text": "x"}, "query": "{{ q }} [/INST] [a-z]+"})
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in compare({"[red]": runs["a"], "odd": odd}):
+        console.print(table.for_terminal())
+    shown = console.export_text()
+    assert "[/INST] [a-z]+" in shown
+    assert "[red]" in shown
+    assert "Against [red], row by row" in shown
 
 
 def test_a_run_that_is_not_evaluated_is_named(tmp_path: Path, runs: dict[str, Facts]) -> None:

@@ -109,7 +109,7 @@ def test_the_win_rate_has_an_interval_and_its_verdicts_are_counted() -> None:
     shares = [1.0] * 8 + [0.5] * 6 + [0.25] * 4 + [None] * 2
     rows = [{**each, "win": share} for each, share in zip(predictions(), shares, strict=True)]
     metrics, records = score_predictions(report_config(evaluate={"metrics": ["win_rate"]}), rows)
-    assert metrics["wins"] == {"won": 8, "tied": 6, "lost": 4, "without_verdict": 2}
+    assert metrics["wins"] == {"won": 8, "tied": 6, "lost": 4, "without_verdict": 2, "judge": "the teacher itself"}
     after = metrics["student_after"]
     assert after["win_rate"] == pytest.approx(12 / 18)
     assert 0 < after["win_rate_low"] < 12 / 18 < after["win_rate_high"] < 1

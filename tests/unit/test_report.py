@@ -72,7 +72,7 @@ MANIFEST = {
     "prompt_tokens": 48_000,
     "completion_tokens": 1_234,
     "spent": {
-        "generate": {"seconds": 61.0, "replica_seconds": 122.0, "calls": 100},
+        "generate": {"seconds": 61.0, "replica_seconds": 122.0, "working_seconds": 90.0, "calls": 100},
         "train": {"seconds": 5.0, "replica_seconds": 10.0},
     },
     "student_answering": {"answers": 20, "seconds": 2.0},

@@ -58,7 +58,8 @@ def write_cards(facts: Facts) -> None:
         counts = Counter[str]()
         for found in folder.read_tables("examples", columns=["split"]):
             counts.update(found["split"].to_pylist())
-        folder.write_bytes(dataset_card(facts, counts).encode(), "examples", "README.md")
+        if counts:
+            folder.write_bytes(dataset_card(facts, counts).encode(), "examples", "README.md")
     if facts.train and folder.exists("student"):
         folder.write_bytes(model_card(facts).encode(), "student", "README.md")
 
@@ -188,6 +189,7 @@ def _use(facts: Facts, is_adapter: bool) -> str:
         prompt = f"tokenizer.apply_chat_template(\n    {asked}, add_generation_prompt=True, return_dict=True"
         prompt += f', return_tensors="pt"{kwargs}\n)'
         start = '[prompt["input_ids"].shape[1] :]'
+    most = facts.config.evaluate.max_tokens or facts.config.teacher.sampling.max_tokens
     return "\n".join(
         [
             *imports,
@@ -196,7 +198,7 @@ def _use(facts: Facts, is_adapter: bool) -> str:
             f'model = {auto}.from_pretrained("student")',
             'question = "..."',
             f"prompt = {prompt}",
-            "answer = model.generate(**prompt, do_sample=False, max_new_tokens=512)",
+            f"answer = model.generate(**prompt, do_sample=False, max_new_tokens={most})",
             f"print(tokenizer.decode(answer[0]{start}, skip_special_tokens=True))",
         ]
     )

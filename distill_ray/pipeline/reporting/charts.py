@@ -109,9 +109,9 @@ def completion_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
 def wins(metrics: Mapping[str, Any]) -> str:
     """What a judge said of the student's answers beside the teacher's."""
     found = metrics.get("wins")
-    if not found or not any(found.values()):
-        return ""
     kinds = {"won": _AFTER, "tied": _MUTED, "lost": _BEFORE}
+    if not found or not any(found[name] for name in kinds):
+        return ""
     return _shares(
         "Student against teacher, by a judge", {name: (found[name], colour) for name, colour in kinds.items()}
     )

@@ -5,13 +5,14 @@ Tables of plain text, for the terminal and, as sections, for a page.
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from distill_ray.errors import DistillError
 from distill_ray.pipeline.metrics import interval
@@ -23,6 +24,7 @@ from distill_ray.pipeline.reporting.sections import Section
 
 _PER_ROW = {"match": "exact match", "token_f1": "word F1", "reward_student_after": "reward", "win": "judge's share"}
 _NOT_COMPARED = ("name", "plan", "serve", "calibrate", "flywheel")
+_FIGURE = re.compile(r"^([-+]?[\d.]+) \[")  # with its interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,11 @@ class ComparedTable:
 
     def for_terminal(self) -> Table:
         """As rich prints it."""
-        shown = Table(title=self.title, title_justify="left")
+        shown = Table(title=Text(self.title), title_justify="left")
         for number, title in enumerate(self.header):
-            shown.add_column(title, justify="right" if number else "left", overflow="fold")
+            shown.add_column(Text(title), justify="right" if number else "left", overflow="fold")
         for row in self.rows:
-            shown.add_row(*(text.replace(" [", "\n[") for text in row))
+            shown.add_row(*(Text(_FIGURE.sub(r"\1\n[", text)) for text in row))  # what is set may look like markup
         return shown
 
     def for_page(self) -> Section:
@@ -89,7 +91,9 @@ def _differences(runs: Mapping[str, Facts]) -> Iterator[ComparedTable]:
     rows: list[list[str]] = []
     for name, facts in others:
         pairs = _shared(first, facts)
+        has_references = any(row["reference"] is not None for _, row in pairs)
         for column, title in _PER_ROW.items():
+            title = title if has_references or column != "match" else "agreement with its own teacher"
             both = [(a[column], b[column]) for a, b in pairs if a.get(column) is not None and b.get(column) is not None]
             if both:
                 rows.append([name, title, *_difference(both, first.config.evaluate.seed)])
@@ -127,15 +131,15 @@ def _difference(pairs: Sequence[tuple[float, float]], seed: int) -> list[str]:
 
 def _settings(runs: Mapping[str, Facts]) -> ComparedTable:
     """The keys that decide what is learnt and that not all runs have alike."""
-    configs = [dict(_flat(_compared(facts))) for facts in runs.values()]
-    keys = list(dict.fromkeys(itertools.chain.from_iterable(configs)))
+    configs = [dict(_flat(_compared(facts, with_defaults=True))) for facts in runs.values()]
+    keys = list(dict.fromkeys(key for facts in runs.values() for key, _ in _flat(_compared(facts))))
     values = {key: [config.get(key, NOT_THERE) for config in configs] for key in keys}
     rows = [[key, *shown] for key, shown in values.items() if len(set(shown)) > 1]
     return ComparedTable("What was set differently", ["key", *runs], rows)
 
 
-def _compared(facts: Facts) -> dict[str, Any]:
-    raw = facts.config.model_dump(mode="json")
+def _compared(facts: Facts, *, with_defaults: bool = False) -> dict[str, Any]:
+    raw = facts.config.model_dump(mode="json", exclude_defaults=not with_defaults)
     return {key: value for key, value in raw.items() if key not in _NOT_COMPARED}
 
 

@@ -87,8 +87,8 @@ def costs(facts: Facts) -> Costs:
 
 def has_prices(config: RunConfig) -> bool:
     """Whether `plan:` gives any that costs are made of."""
-    sections = config.plan.teacher, config.plan.student
-    return _by_token(config.plan.teacher) is not None or any(part.price_per_hour is not None for part in sections)
+    sections = config.plan.teacher, config.plan.judge, config.plan.student
+    return any(value is not None for part in sections for name, value in part if name.startswith("price"))
 
 
 def thousand(amount: float | None) -> float | None:
@@ -147,10 +147,10 @@ def _teacher_per_request(config: RunConfig, manifest: Mapping[str, Any]) -> floa
     if (prices := _by_token(config.plan.teacher)) is not None:
         return _bill(prices, _tokens(manifest, without_judge=True)) / requests
     spent = manifest.get("spent", {}).get("generate", {})
-    if not spent.get("calls"):
+    if not spent.get("calls") or "working_seconds" not in spent:
         return None
     calls = (manifest["teacher_calls"] + manifest["teacher_calls_replayed"]) / requests
-    seconds = calls * spent["replica_seconds"] / spent["calls"]
+    seconds = calls * spent["working_seconds"] / spent["calls"]
     return _rent(seconds, config.plan.teacher, config.teacher.num_gpus)
 
 

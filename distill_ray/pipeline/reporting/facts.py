@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from distill_ray.config import RunConfig
+from distill_ray.errors import RunFolderError
 from distill_ray.pipeline.folder import RunFolder
 
 
@@ -41,7 +42,13 @@ class Facts:
         """The rows of `eval/predictions.parquet`; none where there are no metrics."""
         if not self._is_evaluated:
             return []
-        return self.folder.read_table("eval", "predictions.parquet").to_pylist()
+        try:
+            return self.folder.read_table("eval", "predictions.parquet").to_pylist()
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.folder.path('eval', 'predictions.parquet')}: missing, beside metrics.json; run `distill-ray "
+                "evaluate` again"
+            ) from error
 
     @cached_property
     def _is_evaluated(self) -> bool:

@@ -80,7 +80,7 @@ def _result(metrics: Mapping[str, Any]) -> str:
         return ""
     notes = ["In brackets: 95 % interval, bootstrapped over rows."]
     notes += ["The student never sees the context."] if has_context(metrics) else []
-    notes += ["Loss: of the answers to learn under the student."]
+    notes += ["Loss: of the answers to learn under the student."] if "loss" in metrics["student_after"] else []
     datas_own = metrics.get("num_rows_of_data_alone", 0)
     if metrics.get("gold_only"):
         notes.append("The labels are the data's own: no teacher was asked.")
@@ -95,8 +95,9 @@ def _result(metrics: Mapping[str, Any]) -> str:
         )
     if wins := metrics.get("wins"):
         notes.append(
-            f"The judge saw each pair in both orders, a tie counts half: {wins['won']} won, {wins['tied']} tied, "
-            f"{wins['lost']} lost, {wins['without_verdict']} without a verdict."
+            f"The judge, {cell(wins['judge'])}, saw each pair in both orders: {wins['won']} won, {wins['tied']} tied "
+            f"or judged the other way in the other order (which counts half), {wins['lost']} lost, "
+            f"{wins['without_verdict']} without a verdict."
         )
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
@@ -164,6 +165,8 @@ def _training(facts: Facts) -> str:
         f"{figures.get('examples', NOT_THERE)} examples, {figures.get('steps', NOT_THERE)} steps; "
         f"the weights of step {figures.get('kept_step', NOT_THERE)} were kept"
     )
+    if figures.get("generated_with", now := facts.manifest.get("generated_with")) != now:
+        text = f"The student is of earlier examples than these: `distill-ray train` takes these. {text}"
     loss = figures.get("validation_loss")
     text += f" (validation loss {loss:.4f})." if isinstance(loss, float) else "."
     curve = _curve(facts.training_points)
@@ -206,7 +209,8 @@ def _worst(facts: Facts) -> str:
         return ""
     if all(row["reference"] is None and row.get("reward_student_after") is not None for row in predictions):
         return _least_rewarded(predictions, most)
-    if any(row.get("win") is not None for row in predictions):
+    has_references = any(row["reference"] is not None for row in predictions)
+    if not has_references and any(row.get("win") is not None for row in predictions):
         return _lost(predictions, most)
     wrong = [row for row in predictions if not row["match"]]
     if not wrong:
@@ -286,11 +290,15 @@ def _money(facts: Facts) -> str:
         "saved by 1,000 requests": thousand(found.saved_per_request),
     }
     rows = [[title, NOT_THERE if amount is None else f"{amount:,.4g}"] for title, amount in shown.items()]
-    return f"{table(['at the prices of `plan:`', ''], rows)}\n\n{_break_even(found)}"
+    return f"{table(['at the prices of `plan:`', ''], rows)}\n\n{_break_even(found, has_student=bool(facts.metrics))}"
 
 
-def _break_even(found: Costs) -> str:
+def _break_even(found: Costs, *, has_student: bool) -> str:
     full_load = "Requests are priced at full load, as in this run: an idle engine costs more."
+    if not has_student:
+        return "After how many requests the run has paid for itself: see when this student is evaluated."
+    if found.total == 0:
+        return "At these prices nothing costs anything."
     if found.break_even is not None:
         return f"The run has paid for itself after {found.break_even:,} requests to the student. {full_load}"
     if found.saved_per_request is not None and found.saved_per_request <= 0:

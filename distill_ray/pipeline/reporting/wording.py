@@ -41,8 +41,12 @@ def source(config: RunConfig) -> list[str]:
     data = config.data
     if not isinstance(data, FilesDataConfig):
         return [f"{data.count} queries wanted, written by the teacher"]
-    entries = data.source if isinstance(data.source, list) else [data.source]
+    entries = [*_listed(data.source), *_listed(data.validation), *_listed(data.test)]
     return [entry if isinstance(entry, str) else f"{entry.dataset} ({entry.split})" for entry in entries]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def changed(section: BaseModel) -> str:

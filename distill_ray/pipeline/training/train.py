@@ -65,6 +65,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
             progress.total = figures["steps"]
             progress.update(figures["steps"])
             progress.console.print("train: already done with this configuration; student/ is kept", markup=False)
+            folder.update_manifest({"train": {"generated_with": folder.manifest().get("generated_with")}})
             return figures
         _drop_other_checkpoints(folder, fingerprint, progress)
         gang = available_gang(config)
@@ -83,6 +84,7 @@ def train(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
         "kept_step": trained.metrics["step"],
         "validation_loss": trained.metrics["validation_loss"],
         "seconds": round(time.monotonic() - started, 2),
+        "generated_with": folder.manifest().get("generated_with"),
     }
     folder.write_json(figures, "train", "done.json")
     folder.update_manifest({"train": figures, "seconds": {"train": figures["seconds"]}})
