@@ -33,6 +33,7 @@ from distill_ray.serving.collecting.pairs_cli import forgetting, pairs_app
 
 if TYPE_CHECKING:
     from distill_ray.pipeline.folder import RunFolder
+    from distill_ray.pipeline.reporting.facts import Facts
     from distill_ray.serving.collecting.store import PairStore
 
 PANELS = {
@@ -385,41 +386,37 @@ def report(
 
     Example: `distill-ray report runs/demo`, or `distill-ray report runs/a runs/b --out compared.html`
     """
-    from distill_ray.pipeline.reporting.facts import Facts
     from distill_ray.pipeline.reporting.report import write_report
     from distill_ray.pipeline.reporting.result import summary_table
-    from distill_ray.pipeline.run import noted, stored_config
+    from distill_ray.pipeline.run import noted
 
     if len(run_dirs) > 1:
         _compare(run_dirs, out)
         return
     if out is not None:
         raise ConfigError("--out is for the comparison of several runs; the page of one is its report.html")
-    folder = _existing(run_dirs[0])
-    facts = Facts(folder, stored_config(folder))
+    facts = _facts(run_dirs[0])
     if not facts.metrics:
         raise DistillError(
             f"{run_dirs[0]}: not evaluated yet, or not since it changed; run `distill-ray evaluate CONFIG --run-dir "
             f"{run_dirs[0]}` first"
         )
-    with noted(folder):
-        write_report(folder, facts.config)
+    with noted(facts.folder):
+        write_report(facts.folder, facts.config)
     console.print(summary_table(facts.metrics))
-    _wrote(_shown(folder.url("report.html")))
+    _wrote(_shown(facts.folder.url("report.html")))
 
 
 def _compare(run_dirs: list[str], out: Path | None) -> None:
     from distill_ray.pipeline.reporting.comparison import compare
-    from distill_ray.pipeline.reporting.facts import Facts
     from distill_ray.pipeline.reporting.report import write_comparison
-    from distill_ray.pipeline.run import stored_config
 
     if out is not None and (out.parent / "manifest.json").exists():
         raise ConfigError(f"--out {out}: {out.parent} is a run's own folder; give another place")
-    folders = {name.rstrip("/"): _existing(name) for name in run_dirs}
-    last = [name.rsplit("/", 1)[-1] for name in folders]
-    names = last if len(set(last)) == len(last) else list(folders)
-    runs = {name: Facts(f, stored_config(f)) for name, f in zip(names, folders.values(), strict=True)}
+    found = {name.rstrip("/"): _facts(name) for name in run_dirs}
+    last = [name.rsplit("/", 1)[-1] for name in found]
+    names = last if len(set(last)) == len(last) else list(found)
+    runs = dict(zip(names, found.values(), strict=True))
     roots = [facts.folder.root for facts in runs.values()]
     if len(set(roots)) < len(run_dirs):
         twice = next((name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1), names[0])
@@ -530,9 +527,17 @@ def _existing(run_dir: str) -> RunFolder:
     folder = RunFolder(run_dir)
     if not folder.exists("config.yaml"):
         raise ConfigError(f"{run_dir}: not a run folder (no config.yaml); give the --run-dir of an earlier run")
+    return folder
+
+
+def _facts(run_dir: str) -> Facts:
+    from distill_ray.pipeline.reporting.facts import Facts
+    from distill_ray.pipeline.run import stored_config
+
+    folder = _existing(run_dir)
     if not folder.exists("manifest.json"):
         raise ConfigError(f"{run_dir}: its manifest.json is gone; run the stage that wrote it again")
-    return folder
+    return Facts(folder, stored_config(folder))
 
 
 def _finish(metrics: dict, root: str) -> None:
