@@ -236,10 +236,25 @@ def check_judge(config: RunConfig) -> Iterator[str]:
 
 def check_evaluation(config: RunConfig) -> Iterator[str]:
     """Whether who judges the student can be asked, where somebody is to. Raises ConfigError."""
+    yield from evaluation_warnings(config)
     if "win_rate" in config.evaluate.metrics:
         comparison_of(config)  # its prompt
         key, engine = config.evaluation_judge
         yield f"judge of the evaluation: {_check_engine(engine, key)}"
+
+
+def evaluation_warnings(config: RunConfig) -> list[str]:
+    """What is allowed and hardly meant: a student that nothing can be known of, a judge that nobody asks."""
+    found = []
+    if config.data.holdout == 0 and config.data.test is None:
+        found.append(
+            "warning: data.holdout is 0 and data.test is missing, so no row is left to evaluate the student on: `run` "
+            "will stop after the training; set one of them"
+        )
+    if "win_rate" not in config.evaluate.metrics and (config.evaluate.judge or config.evaluate.judge_prompt):
+        key = "judge" if config.evaluate.judge else "judge_prompt"
+        found.append(f"warning: evaluate.{key} is for win_rate, which evaluate.metrics does not have; nobody judges")
+    return found
 
 
 def check_reward(config: RunConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ Each pair is shown twice, the other way round the second time, because judges pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_ray.config import NoEngineConfig, RunConfig, SamplingConfig
 from distill_ray.config.reward import JudgeRewardConfig
@@ -15,10 +15,16 @@ from distill_ray.errors import ConfigError, RequestRejected, RowError
 from distill_ray.pipeline.asking import through_ledger
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import LedgeredEngine
+from distill_ray.pipeline.scoring import TIE
 from distill_ray.records import Answered
 from distill_ray.rewards.judge import JudgeReward
 
-TIE = 0.5
+
+class Verdict(NamedTuple):
+    """Over both orders; see `judge_wins`."""
+
+    win: float | None
+    shown_first: float | None
 
 
 def comparison_of(config: RunConfig) -> tuple[JudgeReward, SamplingConfig]:
@@ -31,7 +37,8 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
     """Set `row["win"]` to the student's share of the win over the teacher, 0 to 1; None where there is no verdict.
 
     Rows that only the data answered are nobody's win and get none. Answers of the same words are a tie that nobody is
-    asked about.
+    asked about. Where somebody was, `row["shown_first"]` is the share that went to what was shown first: 0.5 of a judge
+    who does not mind the order.
 
     Raises:
         ConfigError: there is nobody who could judge.
@@ -43,17 +50,17 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
     asked = [row for row in rows if not row.get("is_datas_own")]
     reward, sampling = comparison_of(config)
 
-    async def one(row: dict[str, Any], asker: LedgeredEngine) -> float | None:
+    async def one(row: dict[str, Any], asker: LedgeredEngine) -> Verdict:
         student, teacher = row["student_after"] or "", row["teacher_answer"]
         if student.split() == teacher.split():
-            return TIE
+            return Verdict(TIE, None)
         messages = tuple(row["messages"])
         try:
-            share, _ = await reward.compare(Answered(messages, student), Answered(messages, teacher), asker)
+            students, teachers = await reward.verdicts(Answered(messages, student), Answered(messages, teacher), asker)
         except (RowError, RequestRejected):
-            return None
-        return share
+            return Verdict(None, None)
+        return Verdict((students + 1.0 - teachers) / 2, (students + teachers) / 2)
 
-    shares = through_ledger(engine, sampling, folder, "evaluate", "judge", asked, one)
-    for row, share in zip(asked, shares, strict=True):
-        row["win"] = share
+    verdicts = through_ledger(engine, sampling, folder, "evaluate", "judge", asked, one)
+    for row, verdict in zip(asked, verdicts, strict=True):
+        row |= verdict._asdict()

@@ -19,6 +19,7 @@ from distill_ray.pipeline.metrics import confusion, exact_match, interval, metri
 STUDENTS = ("before", "after")
 COMPUTED_ELSEWHERE = ("agreement", "reward", "win_rate", "loss")
 REWARDED = ("draft", "teacher", "student_before", "student_after")
+TIE = 0.5  # of the win
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -40,6 +41,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("loss_before", pa.float64()),
         ("loss_after", pa.float64()),
         ("win", pa.float64()),  # of the student over the teacher, by a judge in both orders; null without a verdict
+        ("shown_first", pa.float64()),  # share of what the judge saw first, over both orders; null if not asked
         ("prompt_tokens_before", pa.int64()),
         ("prompt_tokens_after", pa.int64()),
         ("completion_tokens", pa.int64()),  # of the answer to learn
@@ -132,15 +134,22 @@ def _judge(config: RunConfig) -> str:
     return "the teacher itself" if key == "teacher" else f"{engine.model} ({engine.type})"
 
 
-def _wins(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Verdicts on the student against the teacher, counted; a share of the win is a win, a tie or a loss."""
-    shares = [row.get("win") for row in rows if not _is_datas_own(row)]
-    found = [share for share in shares if share is not None]
+def _wins(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Verdicts on the student against the teacher, counted; a share of the win is a win, a loss, or neither.
+
+    Neither is a tie, or turned: one verdict in one order and its opposite in the other. `shown_first` is what the
+    answer shown first got of all verdicts; null if none was asked for.
+    """
+    shares = [(row.get("win"), row.get("shown_first")) for row in rows if not _is_datas_own(row)]
+    found = [(win, first) for win, first in shares if win is not None]
+    by_order = [first for _, first in found if first is not None]
     return {
-        "won": sum(share > 0.5 for share in found),
-        "tied": sum(share == 0.5 for share in found),
-        "lost": sum(share < 0.5 for share in found),
+        "won": sum(win > TIE for win, _ in found),
+        "tied": sum(win == TIE and first in (None, TIE) for win, first in found),
+        "turned": sum(win == TIE and first not in (None, TIE) for win, first in found),
+        "lost": sum(win < TIE for win, _ in found),
         "without_verdict": len(shares) - len(found),
+        "shown_first": _mean(by_order) if by_order else None,
     }
 
 

@@ -59,12 +59,20 @@ class JudgeReward:
 
     async def compare(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
         """Shares of the win, over both orders; they add up to 1. Raises RowError: a comparison without a verdict."""
+        as_a, against_it = await self.verdicts(first, second, judge)
+        share = (as_a + 1.0 - against_it) / 2
+        return share, 1.0 - share
+
+    async def verdicts(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
+        """Shares of the win of the answer that is shown first: `first` in one order, `second` in the other.
+
+        Raises RowError: a comparison without a verdict.
+        """
         one, other = await both(
             self._ask(judge, a=first.answer, b=second.answer, query=first.query),
             self._ask(judge, a=second.answer, b=first.answer, query=first.query),
         )
-        share = (_share(one) + 1.0 - _share(other)) / 2
-        return share, 1.0 - share
+        return _share(one), _share(other)
 
     async def rate_both(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
         """The ratings of two answers, each by itself. Raises RowError: one has none."""

@@ -18,7 +18,7 @@ from distill_ray.config import parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.models import DEMO_MODELS
 from distill_ray.pipeline.capacity import engine_options, teacher_gpus, teacher_needs
-from distill_ray.pipeline.check import check, check_reward, check_teacher, recipe_warnings
+from distill_ray.pipeline.check import check, check_reward, check_teacher, evaluation_warnings, recipe_warnings
 
 JUDGE = {"type": "judge"}
 CONTEXT = {"type": "context", "context": {"text": "Answer."}}
@@ -367,6 +367,27 @@ def test_a_prompt_without_any_column_is_a_warning(recipe: dict[str, Any], key: s
     config = parse_config({"recipe": recipe, "data": {"source": "x.jsonl"}, "teacher": {"type": "fake"}})
     [line] = recipe_warnings(config)
     assert line.startswith(f"warning: {key}: names no column, so it is the same for every row")
+
+
+def warned(data: dict[str, Any], evaluate: dict[str, Any]) -> list[str]:
+    raw = {"recipe": CONTEXT, "data": {"source": "x.jsonl", **data}, "teacher": {"type": "fake"}, "evaluate": evaluate}
+    return evaluation_warnings(parse_config(raw))
+
+
+def test_a_student_that_nothing_will_be_known_of_is_a_warning() -> None:
+    [line] = warned({"holdout": 0}, {})
+    assert line.startswith("warning: data.holdout is 0 and data.test is missing")
+    assert warned({"holdout": 0, "test": "t.jsonl"}, {}) == warned({}, {}) == []
+
+
+def test_a_judge_that_nobody_asks_is_a_warning() -> None:
+    judge = {"judge": {"type": "fake"}}
+    assert warned({}, judge) == [
+        "warning: evaluate.judge is for win_rate, which evaluate.metrics does not have; nobody judges"
+    ]
+    [line] = warned({}, {"judge_prompt": "{{ a }} {{ b }}"})
+    assert line.startswith("warning: evaluate.judge_prompt is for win_rate")
+    assert warned({}, {**judge, "metrics": ["win_rate"]}) == []
 
 
 @pytest.mark.parametrize("recipe", [CONTEXT, STEP_BY_STEP, {**STEP_BY_STEP, "mode": "standard", "label_prompt": "x"}])

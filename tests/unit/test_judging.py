@@ -60,7 +60,9 @@ def test_the_better_answer_wins_wherever_it_stands(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_judge_that_always_takes_the_first_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wins(monkeypatch, Judge(lambda *_: "[[A]]"), [row("x", "y")]) == [0.5]
+    rows = [row("x", "y")]
+    assert wins(monkeypatch, Judge(lambda *_: "[[A]]"), rows) == [0.5]
+    assert rows[0]["shown_first"] == 1.0
 
 
 def test_a_tie_in_one_order_is_half_a_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +109,13 @@ def test_somebody_has_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_win_rate_has_an_interval_and_its_verdicts_are_counted() -> None:
     shares = [1.0] * 8 + [0.5] * 6 + [0.25] * 4 + [None] * 2
-    rows = [{**each, "win": share} for each, share in zip(predictions(), shares, strict=True)]
+    first = [0.5] * 8 + [0.5, None, 1.0, 1.0, 1.0, 0.0] + [0.75] * 4 + [None] * 2
+    verdicts = [{"win": win, "shown_first": shown_first} for win, shown_first in zip(shares, first, strict=True)]
+    rows = [each | verdict for each, verdict in zip(predictions(), verdicts, strict=True)]
     metrics, records = score_predictions(report_config(evaluate={"metrics": ["win_rate"]}), rows)
-    assert metrics["wins"] == {"won": 8, "tied": 6, "lost": 4, "without_verdict": 2, "judge": "the teacher itself"}
+    counts = {"won": 8, "tied": 2, "turned": 4, "lost": 4, "without_verdict": 2}
+    shown_first = pytest.approx((8 * 0.5 + 0.5 + 3 * 1.0 + 4 * 0.75) / 17)
+    assert metrics["wins"] == {**counts, "shown_first": shown_first, "judge": "the teacher itself"}
     after = metrics["student_after"]
     assert after["win_rate"] == pytest.approx(12 / 18)
     assert 0 < after["win_rate_low"] < 12 / 18 < after["win_rate_high"] < 1

@@ -144,7 +144,7 @@ def written(folder: RunFolder, **keys: Any) -> str:
         "| prompt tokens saved per request | 380.0 |",
         "No prices are given.",
         "config.yaml --run-dir runs/language-id-again",
-        "| training | abc123 |",
+        "| hash of the training | abc123 |",
         "| ray version | 2.60.0 |",
         "| sampling seed | 11 |",
     ],

@@ -20,6 +20,7 @@ from distill_ray.pipeline.reporting.charts import (
     completion_lengths,
     intervals,
     learning_curve,
+    of_runs,
     prompt_lengths,
     rejects,
     rewards,
@@ -119,6 +120,13 @@ def test_pictures_say_what_the_files_say(run: RunFolder) -> None:  # noqa: F811
         assert not any("#0" in svg and "var(--" not in svg for svg in drawn)
 
 
+def test_long_names_of_runs_lose_their_middle(run: RunFolder) -> None:  # noqa: F811
+    facts = Facts(run, config())
+    shown = texts_of(of_runs({"short": facts, "support-desk-german-2026-11-rank-32-seed-1": facts}))
+    assert [text for text in shown if "…" in text] == ["support-desk…k-32-seed-1"]
+    assert "short" in shown
+
+
 def test_a_point_stands_where_its_value_is() -> None:
     """Three metrics' values, found again from the places of the points between those of 0 and 1."""
     figures = {"exact_match": 0.0, "agreement": 0.25, "token_f1": 1.0}
@@ -131,8 +139,8 @@ def test_a_point_stands_where_its_value_is() -> None:
 
 
 def test_a_judges_verdicts_and_calls_are_bars_with_their_counts() -> None:
-    shown = texts_of(wins({"wins": {"won": 1200, "tied": 30, "lost": 4, "without_verdict": 9}}))
-    assert {"won 1,200", "tied 30", "lost 4"} <= set(shown)
+    shown = texts_of(wins({"wins": {"won": 1200, "tied": 30, "turned": 2, "lost": 4, "without_verdict": 9}}))
+    assert {"won 1,200", "neither 32", "lost 4"} <= set(shown)
     assert {"calls made 5", "replayed 7"} <= set(texts_of(calls({"teacher_calls": 5, "teacher_calls_replayed": 7})))
 
 

@@ -21,6 +21,7 @@ _WIDTH = 4.8  # inches: as wide as a phone, where its letters are as large as th
 _UNIT_METRICS = ("exact_match", "agreement", "token_f1", "equation", "win_rate")  # from 0 to 1
 _BINS = 24
 _DECADES = 30.0  # from which factor on losses are drawn by their logarithm
+_LABEL = 24  # letters
 _LANE = 0.22  # between those who answered, of the space between two metrics
 
 
@@ -73,10 +74,15 @@ def of_runs(runs: Mapping[str, Facts]) -> str:
             axes.plot([figures["exact_match"]], [place], "o", color=_AFTER, markersize=5)
             if teacher:
                 axes.plot([teacher["exact_match"]], [place], "|", color=_TEXT, markersize=12)
-        axes.set_yticks(range(len(runs)), list(runs))
+        axes.set_yticks(range(len(runs)), [_label(name) for name in runs])
         axes.set(xlim=(-0.02, 1.02), ylim=(len(runs) - 0.5, -0.5), xlabel="exact match; |: the teacher's")
         axes.tick_params(axis="y", length=0)
     return picture[0]
+
+
+def _label(name: str) -> str:
+    """A name as long as there is room for beside a picture: its beginning and its end."""
+    return name if len(name) <= _LABEL else f"{name[: _LABEL // 2]}…{name[1 - _LABEL // 2 :]}"
 
 
 def prompt_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
@@ -109,12 +115,11 @@ def completion_lengths(predictions: Sequence[Mapping[str, Any]]) -> str:
 def wins(metrics: Mapping[str, Any]) -> str:
     """What a judge said of the student's answers beside the teacher's."""
     found = metrics.get("wins")
-    kinds = {"won": _AFTER, "tied": _MUTED, "lost": _BEFORE}
-    if not found or not any(found[name] for name in kinds):
+    if not found:
         return ""
-    return _shares(
-        "Student against teacher, by a judge", {name: (found[name], colour) for name, colour in kinds.items()}
-    )
+    neither = found["tied"] + found["turned"]
+    parts = {"won": (found["won"], _AFTER), "neither": (neither, _MUTED), "lost": (found["lost"], _BEFORE)}
+    return _shares("Student against teacher, by a judge", parts) if any(count for count, _ in parts.values()) else ""
 
 
 def calls(manifest: Mapping[str, Any]) -> str:

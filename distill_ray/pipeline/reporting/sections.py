@@ -95,10 +95,12 @@ def _result(metrics: Mapping[str, Any]) -> str:
         )
     if wins := metrics.get("wins"):
         notes.append(
-            f"The judge, {cell(wins['judge'])}, saw each pair in both orders: {wins['won']} won, {wins['tied']} tied "
-            f"or judged the other way in the other order (which counts half), {wins['lost']} lost, "
+            f"The judge, {cell(wins['judge'])}, saw each pair in both orders: {wins['won']} won, {wins['lost']} lost, "
+            f"{wins['tied']} tied, {wins['turned']} judged one way and then the other (which counts half), "
             f"{wins['without_verdict']} without a verdict."
         )
+        if wins["shown_first"] is not None:
+            notes.append(f"What it saw first got {100 * wins['shown_first']:.0f} % of its verdicts; fair is 50 %.")
     if missing := metrics.get("num_rows_without_teacher"):
         notes.append(f"{missing} rows without a teacher's answer are left out.")
     return table(["", *role_titles(metrics)], result_rows(metrics)) + "\n\n" + " ".join(notes)
@@ -311,9 +313,9 @@ def _reproduce(facts: Facts) -> str:
     config_path, run_dir = shlex.quote(folder.url("config.yaml")), shlex.quote(f"runs/{config.name}-again")
     commands = [f"distill-ray run {config_path} --run-dir {run_dir}", "", "# or stage by stage"]
     commands += [f"distill-ray {name} {config_path} --run-dir {run_dir}" for name in ("generate", "train", "evaluate")]
-    found: list[Sequence[object]] = [["config.yaml", _hash_of(folder, "config.yaml")]]
-    found += [["rows", _hash_of(folder, "rows", "plan.json")]]
-    found += [["training", facts.train.get("fingerprint", NOT_THERE)]]
+    found: list[Sequence[object]] = [["hash of config.yaml", _hash_of(folder, "config.yaml")]]
+    found += [["hash of the rows", _hash_of(folder, "rows", "plan.json")]]
+    found += [["hash of the training", facts.train.get("fingerprint", NOT_THERE)]]
     found += [[f"{package} version", version] for package, version in manifest.get("versions", {}).items()]
     found += [[f"{name} seed", seed] for name, seed in _seeds(config, manifest).items()]
     return code("\n".join(commands), "bash") + "\n\n" + text_table(["", ""], found)
