@@ -16,7 +16,7 @@ from distill_ray.pipeline.capacity import engine_options, of_one_actor
 from distill_ray.pipeline.cluster import connected
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.helpers import EngineActor, RemoteEngine
-from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine
+from distill_ray.pipeline.ledger import Flusher, Ledger, LedgeredEngine, OnCall
 from distill_ray.pipeline.progress import Progress
 from distill_ray.records import Message
 
@@ -59,6 +59,7 @@ def through_ledger(
     role: str,
     items: Sequence[T],
     work: Callable[[T, LedgeredEngine], Awaitable[R]],
+    on_call: OnCall = lambda *_: None,
 ) -> list[R]:
     """What `work` makes of each item with the engine; as many at once as the engine takes. See `ask_all`."""
 
@@ -70,7 +71,8 @@ def through_ledger(
     with connected(), Progress(role, total=len(items), unit="answers") as progress:
         actor = _OnDemand(start)
         try:
-            return asyncio.run(_work_through(engine, sampling, folder, ledger, role, actor, items, work, progress))
+            asked = _work_through(engine, sampling, folder, ledger, role, actor, items, work, on_call, progress)
+            return asyncio.run(asked)
         finally:
             actor.kill()
 
@@ -101,6 +103,7 @@ async def _work_through(
     actor: _OnDemand,
     items: Sequence[T],
     work: Callable[[T, LedgeredEngine], Awaitable[R]],
+    on_call: OnCall,
     progress: Progress,
 ) -> list[R]:
     at_once = asyncio.Semaphore(engine.max_concurrency)
@@ -116,7 +119,7 @@ async def _work_through(
         return found
 
     async with _opened(folder, ledger) as (calls, check):
-        asker = LedgeredEngine(remote.identity, remote, sampling, calls, remote.start, lambda *_: None, check)
+        asker = LedgeredEngine(remote.identity, remote, sampling, calls, remote.start, on_call, check)
         found = await asyncio.gather(*(one(item, asker) for item in items))
     if actor.started is not None:
         await remote.close()

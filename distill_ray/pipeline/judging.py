@@ -16,7 +16,8 @@ from distill_ray.pipeline.asking import through_ledger
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import LedgeredEngine
 from distill_ray.pipeline.scoring import TIE
-from distill_ray.records import Answered
+from distill_ray.pipeline.spending import spending
+from distill_ray.records import Answered, Completion
 from distill_ray.rewards.judge import JudgeReward
 
 
@@ -43,6 +44,8 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
     Raises:
         ConfigError: there is nobody who could judge.
         EngineUnavailable: the judge does not start, or dies.
+
+    What it took is `spent.judge` in the manifest.
     """
     key, engine = config.evaluation_judge
     if isinstance(engine, NoEngineConfig):
@@ -61,6 +64,17 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
             return Verdict(None, None)
         return Verdict((students + 1.0 - teachers) / 2, (students + teachers) / 2)
 
-    verdicts = through_ledger(engine, sampling, folder, "evaluate", "judge", asked, one)
+    with spending(folder, "judge") as spent:
+        spent |= {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+        def count(replayed: bool, completions: Sequence[Completion]) -> None:
+            if not replayed:
+                spent["calls"] += len(completions)
+                spent["prompt_tokens"] += sum(each.prompt_tokens for each in completions)
+                spent["completion_tokens"] += sum(each.completion_tokens for each in completions)
+
+        verdicts = through_ledger(engine, sampling, folder, "evaluate", "judge", asked, one, count)
+        if not spent["calls"]:
+            spent["replica_seconds"] = 0.0  # nobody was started
     for row, verdict in zip(asked, verdicts, strict=True):
         row |= verdict._asdict()

@@ -29,6 +29,9 @@ from distill_ray.records import Completion, Message, with_arrays
 
 KEY_BYTES = 16
 
+OnCall = Callable[[bool, Sequence[Completion]], None]
+"""Told (replayed, completions) of every answer that is given: paid for now, or kept or shared."""
+
 CALL_SCHEMA = pa.schema(
     [
         ("key", pa.binary(KEY_BYTES)),
@@ -163,7 +166,7 @@ class LedgeredEngine:
         sampling: how.
         ledger: of the partition at work.
         ready: awaited before the engine is asked, so not for what is replayed: starts it, once, whoever asks first.
-        on_call: told (replayed, completions) of every answer that is given: paid for now, or kept or shared.
+        on_call: see `OnCall`.
         may_pay: raises when no more may be spent; asked before every call that is not replayed.
     """
 
@@ -174,7 +177,7 @@ class LedgeredEngine:
         sampling: SamplingConfig,
         ledger: Ledger,
         ready: Callable[[], Awaitable[None]],
-        on_call: Callable[[bool, Sequence[Completion]], None],
+        on_call: OnCall,
         may_pay: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name

@@ -1,7 +1,8 @@
 """What the commands of a run have taken so far, added up in its manifest.
 
 `spent.STAGE` has `seconds`, and `replica_seconds`: of engines or workers together, from when each was started. The
-generation has `working_seconds` too: of its engines, from when each was ready.
+generation has `calls` and `working_seconds` too: of its engines, from when each was ready. `spent.judge`, of who judges
+the evaluation, has `calls`, `prompt_tokens`, `completion_tokens`: those that were paid.
 
 Stopped and failed commands count too. Only kill -9 leaves no time to note anything.
 """

@@ -222,6 +222,10 @@ def test_win_rates_of_an_evaluation_are_asked_for_once(tmp_path: Path) -> None:
             judge_wins(config, RunFolder(tmp_path / "run"), rows)
             assert [row["win"] for row in rows] == [1.0, 0.0, 0.5]
             assert len(server.chats) == 2  # what the first row asks is what the second one asks, the other way round
+            spent = RunFolder(tmp_path / "run").manifest()["spent"]["judge"]
+            assert spent["calls"] == 2  # paid once, however often it is evaluated
+            assert spent["prompt_tokens"] > 0
+            assert spent["replica_seconds"] <= spent["seconds"]
 
 
 def test_a_judge_whose_process_dies_is_started_again_and_asked_again(tmp_path: Path) -> None:

@@ -103,6 +103,21 @@ def test_it_has_paid_for_itself_after_that_many_requests_and_not_one_earlier(
     assert (found.break_even - 1) * saved <= total * (1 + 1e-9)
 
 
+def test_who_judges_the_evaluation_is_paid_by_the_token_or_by_the_hour(run: RunFolder) -> None:  # noqa: F811
+    judged = {"seconds": 90.0, "replica_seconds": 72.0, "calls": 40, "prompt_tokens": 6_000, "completion_tokens": 200}
+    run.update_manifest({"spent": {"evaluate": {"seconds": 36.0, "replica_seconds": 36.0}, "judge": judged}})
+    student, students = {"price_per_hour": 1.0}, 36 / 3600
+    by_hour = of(run, {"price_per_hour": 10.0}, student)
+    assert by_hour.evaluation == pytest.approx(students + 72 / 3600 * 10)
+    assert of(run, PER_TOKEN, student).evaluation == pytest.approx(students + 6_000 * 2e-6 + 200 * 10e-6)
+    own = {"judge": {"type": "fake"}}
+    assert of(run, PER_TOKEN, student, evaluate=own).evaluation is None  # plan.judge has no price
+    plan = {"teacher": PER_TOKEN, "student": student, "judge": {"price_per_hour": 2.0}}
+    found = costs(Facts(run, config(plan=plan, evaluate=own)))
+    assert found.evaluation == pytest.approx(students + 72 / 3600 * 2)
+    assert "| prompt and completion tokens paid, judge | 6,000 and 200 |" in written(run, plan=plan)
+
+
 def test_the_report_says_it_or_why_not(run: RunFolder) -> None:  # noqa: F811
     run.update_manifest({"spent": {"evaluate": {"seconds": 36.0, "replica_seconds": 36.0}}})
     prices = {"teacher": {"price_per_hour": 10.0}, "student": {"price_per_hour": 1.0}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from distill_ray.config import RunConfig, parse_config
 from distill_ray.errors import ConfigError, RequestRejected
 from distill_ray.pipeline import judging
+from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.judging import judge_wins
 from distill_ray.pipeline.scoring import score_predictions
 from distill_ray.records import Completion, Message, RejectReason
@@ -36,7 +38,9 @@ class Judge:
 def wins(
     monkeypatch: pytest.MonkeyPatch, judge: Judge, rows: list[dict[str, Any]], config: RunConfig | None = None
 ) -> list[float | None]:
-    def here(engine: Any, sampling: Any, folder: Any, ledger: str, role: str, items: Any, work: Any) -> list[Any]:
+    def here(
+        engine: Any, sampling: Any, folder: Any, ledger: str, role: str, items: Any, work: Any, on_call: Any
+    ) -> list[Any]:
         async def all_of_them() -> list[Any]:
             asked: list[Awaitable[Any]] = [work(item, judge) for item in items]
             return await asyncio.gather(*asked)
@@ -44,7 +48,8 @@ def wins(
         return asyncio.run(all_of_them())
 
     monkeypatch.setattr(judging, "through_ledger", here)
-    judge_wins(config or report_config(), None, rows)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        judge_wins(config or report_config(), RunFolder(folder), rows)
     return [row.get("win") for row in rows]
 
 

@@ -161,7 +161,7 @@ def _costs(runs: Mapping[str, Facts]) -> ComparedTable:
             ("completion_tokens", "teacher's completion tokens"),
         )
     ]
-    for stage in ("generate", "train", "evaluate"):
+    for stage in ("generate", "train", "evaluate", "judge"):
         spent = [manifest.get("spent", {}).get(stage) for manifest in manifests]
         hours = [NOT_THERE if not each else f"{each['replica_seconds'] / 3600:.4f}" for each in spent]
         rows.append([f"hours of engines or workers, {stage}", *hours])

@@ -39,6 +39,8 @@ class Costs:
 
     training: float | None
     evaluation: float | None
+    """The students' answers, and who judges them."""
+
     teacher_per_request: float | None
     """What the teacher takes for one request: all its turns, one sample, nobody judges."""
 
@@ -47,8 +49,7 @@ class Costs:
     @property
     def total(self) -> float | None:
         """Of the run."""
-        parts = (self.teacher, self.judge, self.training, self.evaluation)
-        return None if None in parts else sum(part for part in parts if part is not None)
+        return _sum(self.teacher, self.judge, self.training, self.evaluation)
 
     @property
     def saved_per_request(self) -> float | None:
@@ -79,7 +80,7 @@ def costs(facts: Facts) -> Costs:
         teacher=_teachers_bill(config, manifest, rented("generate", teacher, config.teacher.num_gpus)),
         judge=_judges_bill(config, manifest, spent.get("generate", {}).get("seconds")),
         training=rented("train", student, 1),
-        evaluation=rented("evaluate", student, 1),
+        evaluation=_sum(rented("evaluate", student, 1), _verdicts_bill(config, spent.get("judge"))),
         teacher_per_request=_teacher_per_request(config, manifest),
         student_per_request=_rent(_student_seconds(manifest), student, 1),
     )
@@ -130,6 +131,17 @@ def _judges_bill(config: RunConfig, manifest: Mapping[str, Any], seconds: float 
     return _bill(prices, (manifest["judge_prompt_tokens"], manifest["judge_completion_tokens"]))
 
 
+def _verdicts_bill(config: RunConfig, spent: Mapping[str, float] | None) -> float | None:
+    """Of who judged the evaluation: by the tokens where they have a price, else by the hour."""
+    if spent is None:
+        return 0.0
+    own = config.evaluate.judge
+    prices, engine = (config.plan.teacher, config.teacher) if own is None else (config.plan.judge, own)
+    if (by_token := _by_token(prices)) is None:
+        return _rent(spent["replica_seconds"], prices, engine.num_gpus)
+    return _bill(by_token, (spent["prompt_tokens"], spent["completion_tokens"]))
+
+
 def _tokens(manifest: Mapping[str, Any], *, without_judge: bool) -> tuple[float, float]:
     """Prompt and completion tokens of a generation's answers."""
     prompt, completion = manifest["prompt_tokens"], manifest["completion_tokens"]
@@ -158,6 +170,12 @@ def _student_seconds(manifest: Mapping[str, Any]) -> float | None:
     """For one answer, when it has many to give at once."""
     answering = manifest.get("student_answering") or {}
     return answering["seconds"] / answering["answers"] if answering.get("answers") else None
+
+
+def _sum(*parts: float | None) -> float | None:
+    """None where one is missing."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _rent(replica_seconds: float | None, prices: HardwareConfig, gpus: int) -> float | None:

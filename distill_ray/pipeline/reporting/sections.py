@@ -264,6 +264,9 @@ def _cost(facts: Facts) -> str:
     for stage, spent in manifest.get("spent", {}).items():
         figures.append([f"time, {cell(stage)}", duration(spent["seconds"])])
         figures.append([f"engines or workers, {cell(stage)}", f"{spent['replica_seconds'] / 3600:.4f} hours"])
+        if "prompt_tokens" in spent:
+            tokens = f"{spent['prompt_tokens']:,} and {spent['completion_tokens']:,}"
+            figures.append([f"prompt and completion tokens paid, {cell(stage)}", tokens])
     if metrics:
         before, after = metrics["prompt_tokens_before"], metrics["prompt_tokens_after"]
         figures.append(["prompt tokens saved per request", f"{before - after:.1f}"])
