@@ -8,6 +8,7 @@ from pydantic import Field
 
 from distill_ray.config.base import Config
 from distill_ray.config.engine import EngineConfig
+from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.plugins import Group, Name
 
 Metric = Annotated[
@@ -53,3 +54,8 @@ class EvaluateConfig(Config):
 
     seed: int = 0
     """Of the bootstrap."""
+
+    @property
+    def comparison(self) -> JudgeRewardConfig:
+        """What a judge is asked for `win_rate`."""
+        return JudgeRewardConfig(mode="comparison", prompt=self.judge_prompt)

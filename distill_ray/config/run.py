@@ -131,13 +131,19 @@ class RunConfig(Config):
 
     @property
     def calibration_judge(self) -> tuple[str, EngineConfig]:
-        """The dotted key and the engine of who compares answers for calibration. Raises ConfigError, as above."""
-        return self._the_teacher_or("calibrate.judge", self.calibrate.judge)
+        """The dotted key and the engine of who compares answers for calibration. Raises ConfigError: nobody."""
+        return self._judge("calibrate.judge", self.calibrate.judge)
 
     @property
     def evaluation_judge(self) -> tuple[str, EngineConfig]:
-        """The same for `evaluate.metrics: [win_rate]`. Raises ConfigError, as above."""
-        return self._the_teacher_or("evaluate.judge", self.evaluate.judge)
+        """The same for `evaluate.metrics: [win_rate]`. Raises ConfigError: nobody."""
+        return self._judge("evaluate.judge", self.evaluate.judge)
+
+    def _judge(self, key: str, own: EngineConfig | None) -> tuple[str, EngineConfig]:
+        who, engine = self._the_teacher_or(key, own)
+        if isinstance(engine, NoEngineConfig):
+            raise ConfigError(f"{who}: none answers nothing, so it cannot judge; name an engine in {key}")
+        return who, engine
 
     def _the_teacher_or(self, key: str, own: EngineConfig | None) -> tuple[str, EngineConfig]:
         if own is not None:

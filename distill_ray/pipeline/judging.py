@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from distill_ray.config import NoEngineConfig, RunConfig, SamplingConfig
-from distill_ray.config.reward import JudgeRewardConfig
-from distill_ray.errors import ConfigError, RequestRejected, RowError
+from distill_ray.config import RunConfig, SamplingConfig
+from distill_ray.errors import RequestRejected, RowError
 from distill_ray.pipeline.asking import through_ledger
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import LedgeredEngine
@@ -30,7 +29,7 @@ class Verdict(NamedTuple):
 
 def comparison_of(config: RunConfig) -> tuple[JudgeReward, SamplingConfig]:
     """What the judge is asked, and how it answers. Raises ConfigError: its prompt does not show both answers."""
-    how = JudgeRewardConfig(mode="comparison", prompt=config.evaluate.judge_prompt)
+    how = config.evaluate.comparison
     return JudgeReward(how, key="evaluate.judge_prompt"), SamplingConfig(temperature=0.0, max_tokens=how.max_tokens)
 
 
@@ -47,9 +46,7 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
 
     What it took is `spent.judge` in the manifest.
     """
-    key, engine = config.evaluation_judge
-    if isinstance(engine, NoEngineConfig):
-        raise ConfigError(f"{key}: this run has no teacher that could judge; name an engine in evaluate.judge")
+    _, engine = config.evaluation_judge
     asked = [row for row in rows if not row.get("is_datas_own")]
     reward, sampling = comparison_of(config)
 

@@ -241,6 +241,22 @@ def test_a_judge_that_is_slower_than_the_teacher_is_said(big: dict[str, Any], sp
     assert (found.stages[0].at_max.wall_s == found.stages[0].at_min.wall_s) == (speed == 1)
 
 
+def test_who_judges_the_evaluation_is_planned(big: dict[str, Any]) -> None:
+    prices = {"price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
+    evaluate = {"metrics": ["win_rate"], "max_rows": 3}
+    judge = {"judge": {"type": "openai", "model": "judge"}}
+    found = estimate(changed(big, evaluate={**evaluate, **judge}, plan={"judge": prices}))
+    assert [stage.name for stage in found.stages] == ["generate", "train", "evaluate", "judge"]
+    verdicts = found.stages[-1]
+    assert (verdicts.rows, verdicts.calls) == (3, 6)  # each pair in both orders
+    assert verdicts.completion_tokens == pytest.approx(6 * 0.5 * 512)
+    assert verdicts.at_max.money == pytest.approx((verdicts.prompt_tokens + verdicts.completion_tokens) / 1e6)
+    by_teacher = estimate(changed(big, evaluate=evaluate))
+    assert by_teacher.stages[-1].gpu == by_teacher.stages[0].gpu
+    assert [fit.who for fit in by_teacher.fits] == [fit.who for fit in found.fits]
+    assert by_teacher.totals[0].money == pytest.approx(sum(stage.at_min.money or 0 for stage in by_teacher.stages))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5, deadline=None)
 @given(few=st.integers(1, ROWS), more=st.integers(1, ROWS), samples=st.integers(1, 4))
 def test_more_rows_and_samples_never_cost_less(big: dict[str, Any], few: int, more: int, samples: int) -> None:

@@ -103,7 +103,7 @@ def test_a_prompt_of_ones_own_has_to_show_both_answers(monkeypatch: pytest.Monke
 def test_somebody_has_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = {"type": "step_by_step", "query": "{{ q }}", "label_column": "l", "rationale_column": "r"}
     config = report_config(recipe=raw, teacher={"type": "none"})
-    with pytest.raises(ConfigError, match=r"name an engine in evaluate.judge"):
+    with pytest.raises(ConfigError, match=r"teacher: none .* cannot judge; name an engine in evaluate.judge"):
         wins(monkeypatch, Judge(lambda *_: ""), [row("x", "y")], config)
     two = {"type": "mixture", "members": [{"engine": {"type": "fake"}, "weight": 1}, {"engine": {"type": "fake"}}]}
     with pytest.raises(ConfigError, match=r"evaluate.judge: missing, and the teacher, a mixture, cannot stand in"):

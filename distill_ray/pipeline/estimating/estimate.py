@@ -23,6 +23,7 @@ from distill_ray.pipeline.estimating.stages import (
     rewards_stage,
     total,
     training_stage,
+    verdicts_stage,
 )
 from distill_ray.pipeline.estimating.training import planned_gpus, planned_training
 from distill_ray.pipeline.estimating.workload import Workload, workload
@@ -86,11 +87,15 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
     )
     train_rows = work.splits.get("train", 0)
     training = planned_training(config, each, train_rows, work.splits.get("validation", 0), longest, measured)
-    evaluation = _evaluation(config, work, each)
+    evaluated = float(min(work.splits.get("test", 0), config.evaluate.max_rows or work.usable))
+    evaluation = _evaluation(config, work, each, evaluated)
+    verdicts = _verdicts(config, work, lengths, each, evaluated)
     engines = [*teachers, *([judge] if judge is not None else [])]
     stages = [*generation_stages(config, work, teachers, judge), *rewards_stage(config, work, teachers, judge)]
     stages += [training_stage(config, train_rows, training), *evaluation_stage(evaluation, work)]
-    planned = [*engines, *([evaluation] if evaluation is not None else [])]
+    stages += verdicts_stage(verdicts, evaluated)
+    own = verdicts if config.evaluate.judge is not None else None  # the teacher's figures are there already
+    planned = [*engines, *(engine for engine in (evaluation, own) if engine is not None)]
     return Estimate(
         name=config.name,
         rows_in=work.rows_in,
@@ -105,7 +110,7 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
             *(figure for engine in planned for figure in engine.figures),
             *training.figures,
         ],
-        notes=[*work.notes, *measured.notes, *_warnings(config, teachers, judge, longest, measured)],
+        notes=[*work.notes, *measured.notes, *_warnings(config, teachers, (judge, verdicts), longest, measured)],
     )
 
 
@@ -200,11 +205,10 @@ def _judge(config: RunConfig, work: Workload, lengths: Lengths, asked: list[Ask]
     )
 
 
-def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | None:
+def _evaluation(config: RunConfig, work: Workload, each: Learnt, rows: float) -> Planned | None:
     """What answers for the student, before and after the training; it reads the teacher's answers too (the loss)."""
-    if not work.splits.get("test"):
+    if not rows:
         return None
-    rows = float(min(work.splits["test"], config.evaluate.max_rows or work.splits["test"]))
     engine = student_engine(config, None).model_copy(update={"gpus": planned_gpus(config)})
     scored = each.prompt + each.completion
     asked = [
@@ -225,6 +229,28 @@ def _evaluation(config: RunConfig, work: Workload, each: Learnt) -> Planned | No
     )
 
 
+def _verdicts(config: RunConfig, work: Workload, lengths: Lengths, each: Learnt, rows: float) -> Planned | None:
+    """Who says whether the student's answer is better than the teacher's: each pair in both orders."""
+    if not rows or "win_rate" not in config.evaluate.metrics:
+        return None
+    key, engine = config.evaluation_judge
+    own, how = config.evaluate.judge is not None, config.evaluate.comparison
+    prompt = work.verdict_prompt + lengths.completion + each.completion
+    completion = config.plan.completion_share * how.max_tokens
+    return planned_engine(
+        engine,
+        config.plan.judge if own else config.plan.teacher,
+        [Ask("verdict", "judge", 2, 1, prompt, prompt, completion)],
+        role="judge",
+        prompts=rows,
+        longest=round(prompt) + how.max_tokens,
+        shared=0,
+        key=key,
+        plan_key="plan.judge" if own else "plan.teacher",
+        measured=Measured(),
+    )
+
+
 def _reward_price(config: RunConfig) -> list[Figure]:
     reward = getattr(config.recipe, "reward", None)
     if not isinstance(reward, ModelRewardConfig) or not reward.gpus:
@@ -236,7 +262,11 @@ def _reward_price(config: RunConfig) -> list[Figure]:
 
 
 def _warnings(
-    config: RunConfig, teachers: list[Planned], judge: Planned | None, longest: int, measured: Measured
+    config: RunConfig,
+    teachers: list[Planned],
+    judges: tuple[Planned | None, Planned | None],
+    longest: int,
+    measured: Measured,
 ) -> list[str]:
     """What the figures mean for keys of the config, and which prices are missing."""
     found: list[str] = []
@@ -255,9 +285,9 @@ def _warnings(
         )
     if isinstance(getattr(config.recipe, "reward", None), ModelRewardConfig):
         found.append("recipe.reward: its model is taken to fit, and to keep up with the teacher")
-    if _judge_is_slower(teachers, judge):
+    if _judge_is_slower(teachers, judges[0]):
         found.append("recipe.reward.engine: the judge is slower than the teacher, whose replicas wait for it")
-    if any(engine is not None and engine.money is None for engine in (*teachers, judge)):
+    if any(engine is not None and engine.money is None for engine in (*teachers, *judges)):
         found.append(
             "an API's price is not given: set price_per_million_prompt_tokens and price_per_million_completion_tokens "
             "in plan.teacher (or plan.judge)"

@@ -178,3 +178,13 @@ def evaluation_stage(evaluation: Planned | None, work: Workload) -> list[Stage]:
     cost = _cost(1, gpus, wall, evaluation.price_per_gpu_hour, evaluation.money)
     rows = work.splits["test"]
     return [Stage("evaluate", rows, load.answers, load.prompt, load.completion, gpus, evaluation.gpu, cost, cost)]
+
+
+def verdicts_stage(judge: Planned | None, rows: float) -> list[Stage]:
+    """Who judges the evaluation begins when the students have answered."""
+    if judge is None:
+        return []
+    load, gpus = judge.load, judge.num_gpus
+    wall = None if judge.seconds is None else judge.start_s + judge.seconds
+    cost = _cost(1, gpus, wall, judge.price_per_gpu_hour, judge.money)
+    return [Stage("judge", rows, load.answers, load.prompt, load.completion, gpus, judge.gpu, cost, cost)]

@@ -64,6 +64,9 @@ class Workload:
     critique_request: float
     revision_request: float
     judge_prompt: float
+    verdict_prompt: float
+    """Of who judges the evaluation, without the answers that it shows; 0 where nobody does."""
+
     student_prompt: float
     longest_student_prompt: int
     label: float
@@ -124,6 +127,7 @@ def workload(config: RunConfig, scratch: RunFolder, limit: int | None = None) ->
         critique_request=len(teacher([_user(requests[0])])),
         revision_request=len(teacher([_user(requests[1])])),
         judge_prompt=_judge_prompt(config, sample, teacher, notes),
+        verdict_prompt=_verdict_prompt(config, sample, teacher, notes),
         student_prompt=_mean(student_prompts),
         longest_student_prompt=max(student_prompts, default=0),
         label=_mean([len(chat.text_ids(text)) for text in _labels(config, sample)], LABEL_TOKENS),
@@ -226,8 +230,21 @@ def _judge_prompt(config: RunConfig, sample: Sequence[Row], teacher: TokensOf, n
     if not isinstance(reward, JudgeRewardConfig):
         return 0.0
     judge = teacher if reward.engine is None else tokens_of(reward.engine, "recipe.reward.engine", notes)
+    return _asked(reward, "recipe.reward.prompt", sample, judge)
+
+
+def _verdict_prompt(config: RunConfig, sample: Sequence[Row], teacher: TokensOf, notes: list[str]) -> float:
+    if "win_rate" not in config.evaluate.metrics:
+        return 0.0
+    own = config.evaluate.judge
+    judge = teacher if own is None else tokens_of(own, "evaluate.judge", notes)
+    return _asked(config.evaluate.comparison, "evaluate.judge_prompt", sample, judge)
+
+
+def _asked(reward: JudgeRewardConfig, key: str, sample: Sequence[Row], judge: TokensOf) -> float:
+    """Tokens of what a judge is asked, without the answers that it shows."""
     default = JUDGE_PROMPT if reward.mode == "rating" else COMPARISON_PROMPT
-    template = TextTemplate(reward.prompt or default, key="recipe.reward.prompt")
+    template = TextTemplate(reward.prompt or default, key=key)
     scale = {"lowest": f"{reward.lowest:g}", "highest": f"{reward.highest:g}"}
     nothing = dict.fromkeys(("answer", "a", "b"), "")
     texts = [template.render({**scale, **nothing, "query": row.query}) for row in sample]

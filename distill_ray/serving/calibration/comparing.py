@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_ray.config import RunConfig, SamplingConfig
-from distill_ray.config.engine import NoEngineConfig
 from distill_ray.config.reward import JudgeRewardConfig
-from distill_ray.errors import ConfigError
 from distill_ray.pipeline.asking import through_ledger
 from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.ledger import LedgeredEngine
@@ -64,8 +62,6 @@ def _cosine_of(measured: Sequence[Measured], embedder: Embedder) -> Score:
 def judged(config: RunConfig, folder: RunFolder, measured: Sequence[Measured]) -> np.ndarray:
     """A judge's scores, through a ledger in `calls/calibrate`: a second calibration pays nothing again. [P] float64."""
     _, judge = config.calibration_judge
-    if isinstance(judge, NoEngineConfig):
-        raise ConfigError("calibrate.judge: this run has no teacher that could judge; name an engine")
     reward_config = JudgeRewardConfig(mode="comparison")
     reward = JudgeReward(reward_config)
     sampling = SamplingConfig(temperature=0.0, max_tokens=reward_config.max_tokens)
