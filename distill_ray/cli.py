@@ -109,7 +109,9 @@ def options(
 @app.command()
 def demo(
     run_dir: Annotated[str, typer.Option("--run-dir", help="Folder of the run.")] = "runs/demo",
-    rows: Annotated[int, typer.Option("--rows", min=60, help="Training queries to make.")] = 3000,
+    rows: Annotated[
+        int, typer.Option("--rows", min=60, help="Training queries to make; 400 more sentences are held out.")
+    ] = 3000,
     overrides: Overrides = None,
 ) -> None:
     """The whole chain on the built-in teacher, offline, on two CPU cores.
@@ -646,11 +648,20 @@ def main() -> None:
     except Exception as error:
         if interrupts.is_pressed():  # a library that is interrupted while it loads raises something of its own
             _stop()
-        path = Path(f"distill-ray-crash-{os.getpid()}.log")
-        path.write_text(traceback.format_exc(), encoding="utf-8")
         first_line = (str(error).splitlines() or [""])[0]
         errors.print(
             f"[red]error:[/red] unexpected {type(error).__name__}: {escape(first_line)}"
-            f"\n  This is a bug in distill-ray; the traceback is in {path}. Finished work is kept."
+            f"\n  This is a bug in distill-ray; {_keep_traceback()}. Finished work is kept."
         )
         sys.exit(1)
+
+
+def _keep_traceback() -> str:
+    """Write that of the error at hand to a file, or say it where none can be written. Returns where it is."""
+    path = Path(f"distill-ray-crash-{os.getpid()}.log")
+    try:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        errors.print(traceback.format_exc(), markup=False)
+        return "the traceback is above, as no file can be written here"
+    return f"the traceback is in {path}"

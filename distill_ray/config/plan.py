@@ -30,7 +30,7 @@ class HardwareConfig(Config):
 
     price_per_hour: Price | None = None
     """Of one GPU, with its share of the machine. The table has guesses at list prices in US dollars: give your own. The
-    report reckons with none but yours; what runs without a GPU it counts as one."""
+    report reckons with none but yours. Where it is given, an engine or worker without a GPU counts as one."""
 
     prompt_tokens_per_second: Positive | None = None
     """Prompt tokens that one replica of the engine reads per second. Default: estimated."""

@@ -6,6 +6,7 @@ All of these end before Ray is started. All kinds of bad input are in `test_bad_
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -202,3 +203,23 @@ def test_a_run_folder_in_the_copy_that_a_ray_job_works_in_is_refused(
     said = " ".join(capsys.readouterr().err.split())
     assert "in this Ray job's copy of the working folder, and goes with the job; give a bucket" in said
     assert not (copy / "runs").exists()
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_bug_is_one_message_and_its_traceback_is_kept_or_said(
+    is_writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> list[str]:
+        raise ZeroDivisionError("a [bug]\nin two lines")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distill_ray.doctor.examine", broken)
+    name = f"distill-ray-crash-{os.getpid()}.log"
+    if not is_writable:
+        (tmp_path / name).mkdir()
+    assert command(monkeypatch, "doctor") == 1
+    said = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError: a [bug]\n" in said
+    kept = (tmp_path / name).read_text() if is_writable else said
+    assert "Traceback (most recent call last)" in kept
+    assert ("Traceback" in said) is not is_writable

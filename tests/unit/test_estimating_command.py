@@ -241,6 +241,21 @@ def test_a_judge_that_is_slower_than_the_teacher_is_said(big: dict[str, Any], sp
     assert (found.stages[0].at_max.wall_s == found.stages[0].at_min.wall_s) == (speed == 1)
 
 
+def test_what_needs_no_gpu_costs_the_price_that_is_given_and_else_nothing(big: dict[str, Any]) -> None:
+    raw = {**big, "teacher": {**big["teacher"], "gpus": 0}, "student": {"model": "demo"}}
+    assert estimate(parse_config(raw)).totals[0].money == 0
+    plan = {"teacher": {"price_per_hour": 2.0}, "student": {"price_per_hour": 0.5}}
+    found = estimate(parse_config({**raw, "plan": plan}))
+    assert [stage.name for stage in found.stages] == ["generate", "train", "evaluate"]
+    assert all(stage.at_max.gpu_hours == 0 for stage in found.stages)
+    prices = (2.0, 0.5, 0.5)
+    for stage, price in zip(found.stages, prices, strict=True):
+        for cost in (stage.at_min, stage.at_max):
+            assert cost.money == pytest.approx(cost.replicas * (cost.wall_s or 0) / 3600 * price)
+    given = [figure for figure in found.figures if "USD per hour" in figure.name]
+    assert [(figure.value, figure.origin) for figure in given] == [(2.0, "given"), (0.5, "given"), (0.5, "given")]
+
+
 def test_who_judges_the_evaluation_is_planned(big: dict[str, Any]) -> None:
     prices = {"price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
     evaluate = {"metrics": ["win_rate"], "max_rows": 3}

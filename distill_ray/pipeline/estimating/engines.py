@@ -20,7 +20,7 @@ from distill_ray.config import (
 )
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.estimating.calls import Ask
-from distill_ray.pipeline.estimating.figures import Figure, best, price
+from distill_ray.pipeline.estimating.figures import Figure, best, given_price, price
 from distill_ray.pipeline.estimating.fits import Fit, engine_fit, on_cpu
 from distill_ray.pipeline.estimating.hardware import gpu_of
 from distill_ray.pipeline.estimating.measured import Measured
@@ -126,7 +126,8 @@ def planned_engine(
     rented = list[Figure]()
     if not engine.num_gpus:
         speed, fit = on_cpus(size, engine.cpus), on_cpu(key, size, engine.cpus)
-        price_per_hour, gpu = 0.0, "CPU"
+        price_per_hour, gpu = plan.price_per_hour or 0.0, "CPU"
+        rented = given_price(key, plan, plan_key)
     else:
         setup = engine_setup(engine, size, plan, longest, plan_key)
         speed, fit = on_gpus(setup, tokens, shared), engine_fit(setup, tokens, shared, longest, key, plan_key)
@@ -236,14 +237,16 @@ def _elsewhere(
         seconds = engine.latency_s * load.requests / engine.max_concurrency
     else:
         seconds, figures = _seconds(load, of_api(engine.max_concurrency), plan, key, plan_key, measured)
+    price_per_hour = gpu.price_per_hour if gpu else plan.price_per_hour or 0.0
     if isinstance(engine, OpenAIEngineConfig) and isinstance(plan, PlannedEngineConfig):
         money = api_money(plan, load)
+        price_per_hour = 0.0
     return Planned(
         load=load,
         replicas=engine.replicas,
         gpu="API" if isinstance(engine, OpenAIEngineConfig) else gpu.name if gpu else "CPU",
         num_gpus=engine.num_gpus,
-        price_per_gpu_hour=gpu.price_per_hour if gpu else 0.0,
+        price_per_gpu_hour=price_per_hour,
         seconds=seconds,
         start_s=0.0,
         money=money,

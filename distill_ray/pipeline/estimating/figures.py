@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from distill_ray.config import HardwareConfig
 from distill_ray.pipeline.estimating.hardware import Gpu
 
 Origin = Literal["measured", "given", "estimated"]
@@ -53,6 +54,13 @@ def best(
     if given is not None:
         return Figure(name, given, "given", key, trial)
     return Figure(name, estimated, "estimated", how, ", or ".join(filter(None, [key, trial])))
+
+
+def given_price(who: str, plan: HardwareConfig, key: str) -> list[Figure]:
+    """Of an hour of what needs no GPU, where one is given."""
+    if plan.price_per_hour is None:
+        return []
+    return [Figure(f"{who}: USD per hour and replica", plan.price_per_hour, "given", f"{key}.price_per_hour")]
 
 
 def price(who: str, gpu: Gpu, key: str) -> Figure:

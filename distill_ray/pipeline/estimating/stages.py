@@ -65,8 +65,9 @@ def _added(values: Iterable[float | None]) -> float | None:
 def _cost(replicas: int, gpus: int, wall_s: float | None, price: float, paid: float | None) -> Cost:
     if wall_s is None:
         return Cost(replicas, None, None, None)
-    hours = replicas * gpus * wall_s / HOUR
-    return Cost(replicas, wall_s, hours, None if paid is None else hours * price + paid)
+    hours = replicas * wall_s / HOUR
+    rent = hours * max(1, gpus) * price  # without a GPU there is a price only where one is given
+    return Cost(replicas, wall_s, hours * gpus, None if paid is None else rent + paid)
 
 
 def _wall(teachers: list[Planned], judge: Planned | None, *, most: bool) -> float | None:

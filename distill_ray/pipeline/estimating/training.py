@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from distill_ray.config import LoraConfig, RunConfig
 from distill_ray.config.engine import DEMO_MODEL
 from distill_ray.pipeline.estimating.calls import Learnt
-from distill_ray.pipeline.estimating.figures import Figure, best, price
+from distill_ray.pipeline.estimating.figures import Figure, best, given_price, price
 from distill_ray.pipeline.estimating.fits import Fit, on_cpu, training_fit
 from distill_ray.pipeline.estimating.hardware import gpu_of
 from distill_ray.pipeline.estimating.measured import Measured
@@ -90,7 +90,9 @@ def planned_training(
     else:
         speed = of_training_on_cpus(size, train.cpus_per_worker, lora=lora, gradient_checkpointing=checkpointing)
         how = f"{CPU_FLOPS:.0e} operations per second and core (CPU_FLOPS): a rough guess"
-        fit, gpu, price_per_hour = on_cpu("train", size, train.cpus_per_worker * train.workers.fewest), "CPU", 0.0
+        fit, gpu = on_cpu("train", size, train.cpus_per_worker * train.workers.fewest), "CPU"
+        price_per_hour = config.plan.student.price_per_hour or 0.0
+        rented = given_price("train", config.plan.student, "plan.student")
     figure = best(
         "train: tokens per second and worker",
         estimated=speed,
