@@ -117,7 +117,7 @@ def test_the_student_answers_in_plain_transformers_by_the_code_on_its_card(
 
 def test_the_examples_load_as_their_card_says(demo_run: tuple[RunFolder, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = demo_run
-    examples: Any = datasets.load_dataset(folder.path("examples"), split="train", cache_dir=str(tmp_path))
+    examples: Any = datasets.load_dataset(folder.path("examples"), split="examples", cache_dir=str(tmp_path))
     assert len(examples) == folder.manifest()["num_examples"]
     assert f"| train | {examples['split'].count('train'):,} |" in folder.read_bytes("examples", "README.md").decode()
 

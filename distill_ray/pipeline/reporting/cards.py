@@ -43,6 +43,9 @@ COLUMNS = {
     "teacher_answer": "what the teacher said, where something else is learnt",
     "reference": "the right answer, where the data has one",
 }
+ALL = "examples"
+"""What `datasets` is to call the files of a run's folder. Not `train`: what is only measured on is among them."""
+
 _TO_FILL = {"license": "other", "license_name": "fill-in"}
 _TAGS = ["distillation", "distill-ray"]
 
@@ -73,7 +76,7 @@ def dataset_card(facts: Facts, counts: Mapping[str, int], files: Mapping[str, st
         files: pattern of each split's files, where every split has its own; tells `datasets` what is what.
     """
     config = facts.config
-    patterns = [{"split": split, "path": path} for split, path in (files or {"train": "*.parquet"}).items()]
+    patterns = [{"split": split, "path": path} for split, path in (files or {ALL: "*.parquet"}).items()]
     head = {
         **_TO_FILL,
         "task_categories": ["text-generation"],
