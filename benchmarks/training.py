@@ -206,7 +206,7 @@ def main() -> None:
         path = Path(workdir)
         figures = run_ours(path, threads, seed) if side == "ours" else run_trl(path, threads, seed, batch_size)
         figures["tokens_per_second"] = figures["tokens"] / figures["seconds"]
-        figures["held_out_loss"] = held_out_loss(path, figures["student"])
+        figures["held_out_loss"] = held_out_loss(path, figures.pop("student"))
         print(json.dumps(figures))
         return
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import run_all
-from benchmarks.run_all import BENCHMARKS, README, ROOT, Benchmark, read_results, renewed, table
+from benchmarks.run_all import BENCHMARKS, README, RESULTS, ROOT, Benchmark, read_results, renewed, table
 
 
 def test_the_readmes_table_is_made_of_the_results() -> None:
@@ -24,6 +24,10 @@ def test_every_result_names_its_command_and_its_day() -> None:
         assert found["command"] == f"python benchmarks/{BENCHMARKS[name].command}"
         datetime.date.fromisoformat(found["day"])
         assert BENCHMARKS[name].lines(found["figures"])
+
+
+def test_the_results_name_no_path_of_the_machine_that_made_them() -> None:
+    assert '"/' not in RESULTS.read_text(encoding="utf-8")
 
 
 def test_every_benchmark_is_a_script_that_writes_its_figures() -> None:
