@@ -120,12 +120,15 @@ def _serving(f: Any) -> list[Line]:
     against = (
         f"the same student behind an ingress that decides nothing, one client, to the first words ({f['precision']})"
     )
-    return [Line(against, f"+{one['added_first_p50']:.0f} ms", "<= 12 ms")]
+    return [Line(against, f"{round(one['added_first_p50']):+d} ms", "<= 12 ms")]
 
 
 def _kills(f: Any) -> list[Line]:
     plain, official = f["plain"], f["official"]
-    counts = [(of["before"], of["before"] + of["answered"] + of["after"]) for of in (plain, official)]
+    counts = []
+    for of in (plain, official):
+        before, after = (sum(of[when].values()) for when in ("before", "after"))
+        counts.append((before, before + of["answered"] + after))
     measured = (
         "failed before their first words: {} of {:,} requests of plain HTTP clients, {} of {:,} of the official one"
     )
