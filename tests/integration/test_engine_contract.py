@@ -411,6 +411,7 @@ def test_the_ids_that_a_student_is_trained_on_are_those_of_vllms_own_chat_path(s
             assert json.load(response)["tokens"] == chat.prompt_ids(messages)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_soft_targets_of_vllms_own_server_end_in_a_trained_student(subject: Subject, tmp_path: Path) -> None:
     if subject.name != "openai-vllm":

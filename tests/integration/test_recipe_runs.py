@@ -154,7 +154,7 @@ def judged(folder: Path, engine: dict[str, Any], mode: str, num_rows: int = 8) -
     )
 
 
-@pytest.mark.parametrize("mode", ["rating", "comparison"])
+@pytest.mark.parametrize("mode", [pytest.param("rating", marks=pytest.mark.slow), "comparison"])
 def test_whatever_a_real_judge_says_every_row_is_scored_or_a_counted_reject(mode: str, tmp_path: Path) -> None:
     config = judged(tmp_path, {"type": "hf", "model": "demo", "cpus": 0.5}, mode)
     folder = RunFolder(tmp_path / "run")
@@ -169,6 +169,9 @@ def test_whatever_a_real_judge_says_every_row_is_scored_or_a_counted_reject(mode
     assert (again.teacher_calls, again.teacher_calls_replayed) == (0, 40)
 
 
+USAGE = {"prompt_tokens": 100, "completion_tokens": 7}
+
+
 def judgement(body: dict[str, Any]) -> Reply:
     """Ratings and verdicts of somebody who likes good revisions better than drafts, and drafts better than bad ones."""
     prompt = body["messages"][-1]["content"]
@@ -180,7 +183,7 @@ def judgement(body: dict[str, Any]) -> Reply:
     else:
         said = f"I give it [[{worth(prompt)}]]."
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-    return Reply(body={"id": "x", "object": "chat.completion", "choices": [choice], "usage": {}})
+    return Reply(body={"id": "x", "object": "chat.completion", "choices": [choice], "usage": USAGE})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_win_rates_of_an_evaluation_are_asked_for_once(tmp_path: Path) -> None:
             assert len(server.chats) == 2  # what the first row asks is what the second one asks, the other way round
             spent = RunFolder(tmp_path / "run").manifest()["spent"]["judge"]
             assert spent["calls"] == 2  # paid once, however often it is evaluated
-            assert spent["prompt_tokens"] > 0
+            assert (spent["prompt_tokens"], spent["completion_tokens"]) == (200, 14)
             assert spent["replica_seconds"] <= spent["seconds"]
 
 

@@ -199,6 +199,7 @@ def test_two_workers_with_zero_3_take_the_same_steps_as_one_with_accumulation(
         assert two[step] == pytest.approx(one[step], abs=2e-5, rel=2e-5)
 
 
+@pytest.mark.slow
 def test_where_one_of_two_workers_has_room_it_takes_the_steps_of_both(
     trained: tuple[RunFolder, dict[str, Any]], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
