@@ -56,10 +56,10 @@ def judge_wins(config: RunConfig, folder: RunFolder, rows: Sequence[dict[str, An
             return Verdict(TIE, None)
         messages = tuple(row["messages"])
         try:
-            students, teachers = await reward.verdicts(Answered(messages, student), Answered(messages, teacher), asker)
+            found = await reward.verdicts(Answered(messages, student), Answered(messages, teacher), asker)
         except (RowError, RequestRejected):
             return Verdict(None, None)
-        return Verdict((students + 1.0 - teachers) / 2, (students + teachers) / 2)
+        return Verdict(found.share, found.shown_first)
 
     with spending(folder, "judge") as spent:
         spent |= {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import regex
 
@@ -24,6 +24,23 @@ T = TypeVar("T")
 _RATING = regex.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 _VERDICT = regex.compile(r"\[\[\s*([ABC])\s*\]\]")
 _SHARE = {"A": 1.0, "B": 0.0, "C": 0.5}  # of the win that the first answer gets
+
+
+class Verdicts(NamedTuple):
+    """Shares of the win of the answer that was shown first, in both orders of a pair."""
+
+    first: float
+    second: float
+
+    @property
+    def share(self) -> float:
+        """Of the win that the pair's first answer gets."""
+        return (self.first + 1.0 - self.second) / 2
+
+    @property
+    def shown_first(self) -> float:
+        """Of the win that went to what was shown first; 0.5 of a judge who does not mind the order."""
+        return (self.first + self.second) / 2
 
 
 class JudgeReward:
@@ -59,30 +76,29 @@ class JudgeReward:
 
     async def compare(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
         """Shares of the win, over both orders; they add up to 1. Raises RowError: a comparison without a verdict."""
-        as_a, against_it = await self.verdicts(first, second, judge)
-        share = (as_a + 1.0 - against_it) / 2
+        share = (await self.verdicts(first, second, judge)).share
         return share, 1.0 - share
 
-    async def verdicts(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
-        """Shares of the win of the answer that is shown first: `first` in one order, `second` in the other.
-
-        Raises RowError: a comparison without a verdict.
-        """
+    async def verdicts(self, first: Answered, second: Answered, judge: Answerer) -> Verdicts:
+        """What is said in either order. Raises RowError: a comparison without a verdict."""
         one, other = await both(
             self._ask(judge, a=first.answer, b=second.answer, query=first.query),
             self._ask(judge, a=second.answer, b=first.answer, query=first.query),
         )
-        return _share(one), _share(other)
+        return Verdicts(_share(one), _share(other))
 
     async def rate_both(self, first: Answered, second: Answered, judge: Answerer) -> tuple[float, float]:
         """The ratings of two answers, each by itself. Raises RowError: one has none."""
         return await both(self.rate(first, judge), self.rate(second, judge))
 
-    async def _ask(self, judge: Answerer, **values: Any) -> str:
-        prompt = self._prompt.render(
+    def prompt(self, **values: str) -> str:
+        """What the judge is asked, with these values in it: `query`, and `answer` or `a` and `b`."""
+        return self._prompt.render(
             {**values, "lowest": f"{self._config.lowest:g}", "highest": f"{self._config.highest:g}"}
         )
-        [answer, *_] = await judge.generate([{"role": "user", "content": prompt}])
+
+    async def _ask(self, judge: Answerer, **values: str) -> str:
+        [answer, *_] = await judge.generate([{"role": "user", "content": self.prompt(**values)}])
         return answer.text
 
 

@@ -18,12 +18,11 @@ from distill_ray.pipeline.estimating.measured import Measured, measure
 from distill_ray.pipeline.estimating.stages import (
     Cost,
     Stage,
-    evaluation_stage,
+    engine_stage,
     generation_stages,
     rewards_stage,
     total,
     training_stage,
-    verdicts_stage,
 )
 from distill_ray.pipeline.estimating.training import planned_gpus, planned_training
 from distill_ray.pipeline.estimating.workload import Workload, workload
@@ -92,8 +91,9 @@ def estimate(config: RunConfig, *, limit: int | None = None, run: RunFolder | No
     verdicts = _verdicts(config, work, lengths, each, evaluated)
     engines = [*teachers, *([judge] if judge is not None else [])]
     stages = [*generation_stages(config, work, teachers, judge), *rewards_stage(config, work, teachers, judge)]
-    stages += [training_stage(config, train_rows, training), *evaluation_stage(evaluation, work)]
-    stages += verdicts_stage(verdicts, evaluated)
+    stages += [training_stage(config, train_rows, training)]
+    stages += engine_stage("evaluate", evaluation, work.splits.get("test", 0), starts=2)
+    stages += engine_stage("judge", verdicts, evaluated)
     own = verdicts if config.evaluate.judge is not None else None  # the teacher's figures are there already
     planned = [*engines, *(engine for engine in (evaluation, own) if engine is not None)]
     return Estimate(

@@ -170,22 +170,11 @@ def training_stage(config: RunConfig, rows: int, training: PlannedTraining) -> S
     )
 
 
-def evaluation_stage(evaluation: Planned | None, work: Workload) -> list[Stage]:
-    """The student is loaded twice, before and after."""
-    if evaluation is None:
+def engine_stage(name: str, engine: Planned | None, rows: float, *, starts: int = 1) -> list[Stage]:
+    """One replica after the other stages: the students' answers, for which it is loaded twice, or who judges them."""
+    if engine is None:
         return []
-    load, gpus = evaluation.load, evaluation.num_gpus
-    wall = None if evaluation.seconds is None else evaluation.seconds + 2 * evaluation.start_s
-    cost = _cost(1, gpus, wall, evaluation.price_per_gpu_hour, evaluation.money)
-    rows = work.splits["test"]
-    return [Stage("evaluate", rows, load.answers, load.prompt, load.completion, gpus, evaluation.gpu, cost, cost)]
-
-
-def verdicts_stage(judge: Planned | None, rows: float) -> list[Stage]:
-    """Who judges the evaluation begins when the students have answered."""
-    if judge is None:
-        return []
-    load, gpus = judge.load, judge.num_gpus
-    wall = None if judge.seconds is None else judge.start_s + judge.seconds
-    cost = _cost(1, gpus, wall, judge.price_per_gpu_hour, judge.money)
-    return [Stage("judge", rows, load.answers, load.prompt, load.completion, gpus, judge.gpu, cost, cost)]
+    load, gpus = engine.load, engine.num_gpus
+    wall = None if engine.seconds is None else engine.seconds + starts * engine.start_s
+    cost = _cost(1, gpus, wall, engine.price_per_gpu_hour, engine.money)
+    return [Stage(name, rows, load.answers, load.prompt, load.completion, gpus, engine.gpu, cost, cost)]

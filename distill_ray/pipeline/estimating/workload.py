@@ -26,7 +26,7 @@ from distill_ray.config import (
     VllmEngineConfig,
 )
 from distill_ray.config.engine import BaseEngineConfig
-from distill_ray.config.reward import COMPARISON_PROMPT, JUDGE_PROMPT, JudgeRewardConfig
+from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.errors import DataError, RequestRejected, RowError
 from distill_ray.models import prompts_of
 from distill_ray.pipeline.estimating.memory import BLOCK
@@ -34,8 +34,8 @@ from distill_ray.pipeline.folder import RunFolder
 from distill_ray.pipeline.planning.plan import plan_rows
 from distill_ray.pipeline.synthesize import Requests, as_files
 from distill_ray.recipes import Recipe, make_recipe
-from distill_ray.recipes.template import TextTemplate
 from distill_ray.records import Message, Row, row_from_record
+from distill_ray.rewards.judge import JudgeReward
 
 CHARACTERS_PER_TOKEN = 4  # of English text
 LABEL_TOKENS = 8.0  # of a label that no column has
@@ -243,12 +243,8 @@ def _verdict_prompt(config: RunConfig, sample: Sequence[Row], teacher: TokensOf,
 
 def _asked(reward: JudgeRewardConfig, key: str, sample: Sequence[Row], judge: TokensOf) -> float:
     """Tokens of what a judge is asked, without the answers that it shows."""
-    default = JUDGE_PROMPT if reward.mode == "rating" else COMPARISON_PROMPT
-    template = TextTemplate(reward.prompt or default, key=key)
-    scale = {"lowest": f"{reward.lowest:g}", "highest": f"{reward.highest:g}"}
-    nothing = dict.fromkeys(("answer", "a", "b"), "")
-    texts = [template.render({**scale, **nothing, "query": row.query}) for row in sample]
-    return _mean([len(judge([_user(text)])) for text in texts])
+    asked = JudgeReward(reward, key)
+    return _mean([len(judge([_user(asked.prompt(query=row.query, answer="", a="", b=""))])) for row in sample])
 
 
 def _labels(config: RunConfig, sample: Sequence[Row]) -> list[str]:
