@@ -48,6 +48,13 @@ class PlannedEngineConfig(HardwareConfig):
     price_per_million_completion_tokens: Price | None = None
     """Of an `openai` engine."""
 
+    def bill(self, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """What so many tokens cost; nothing is off for those in a cache. None: one of the prices is not given."""
+        prompt, completion = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
+        if prompt is None or completion is None:
+            return None
+        return (prompt * prompt_tokens + completion * completion_tokens) / 1e6
+
 
 class PlannedTrainingConfig(HardwareConfig):
     """Where the student will be trained, and answer when it is evaluated."""

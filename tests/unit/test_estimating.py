@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from distill_ray.config import HardwareConfig, LoraConfig, PlannedEngineConfig, StudentConfig, parse_config
 from distill_ray.errors import ConfigError
 from distill_ray.pipeline.estimating.calls import Lengths, asks, learnt
-from distill_ray.pipeline.estimating.engines import Load, api_money
+from distill_ray.pipeline.estimating.engines import Load
 from distill_ray.pipeline.estimating.figures import best
 from distill_ray.pipeline.estimating.hardware import GIB, GPUS, gpu_of
 from distill_ray.pipeline.estimating.memory import EngineSetup, TrainingSetup
@@ -303,8 +303,8 @@ def test_an_engine_reads_by_compute_and_writes_by_bandwidth() -> None:
 def test_an_api_is_paid_by_the_token() -> None:
     load = Load(requests=1000, answers=1000, prompt=2_000_000, fresh=0, completion=500_000)
     prices = PlannedEngineConfig(price_per_million_prompt_tokens=0.5, price_per_million_completion_tokens=2)
-    assert api_money(prices, load) == 2.0
-    assert api_money(PlannedEngineConfig(price_per_million_prompt_tokens=0.5), load) is None
+    assert prices.bill(load.prompt, load.completion) == 2.0
+    assert PlannedEngineConfig(price_per_million_prompt_tokens=0.5).bill(load.prompt, load.completion) is None
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------

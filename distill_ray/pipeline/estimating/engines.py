@@ -239,7 +239,7 @@ def _elsewhere(
         seconds, figures = _seconds(load, of_api(engine.max_concurrency), plan, key, plan_key, measured)
     price_per_hour = gpu.price_per_hour if gpu else plan.price_per_hour or 0.0
     if isinstance(engine, OpenAIEngineConfig) and isinstance(plan, PlannedEngineConfig):
-        money = api_money(plan, load)
+        money = plan.bill(load.prompt, load.completion)
         price_per_hour = 0.0
     return Planned(
         load=load,
@@ -253,11 +253,3 @@ def _elsewhere(
         fit=None,
         figures=figures,
     )
-
-
-def api_money(plan: PlannedEngineConfig, load: Load) -> float | None:
-    """What an API takes for all tokens; nothing is off for those in its cache. None: a price is not given."""
-    prompt, completion = plan.price_per_million_prompt_tokens, plan.price_per_million_completion_tokens
-    if prompt is None or completion is None:
-        return None
-    return (prompt * load.prompt + completion * load.completion) / 1e6

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_ray.config import EngineConfig, RunConfig
-from distill_ray.config.plan import HardwareConfig, PlannedEngineConfig
+from distill_ray.config.plan import HardwareConfig
 from distill_ray.config.reward import JudgeRewardConfig
 from distill_ray.pipeline.reporting.facts import Facts
 from distill_ray.records import RejectReason
 
-HOUR, MILLION = 3600.0, 1e6
+HOUR = 3600.0
 # Rows that nobody was asked about.
 _UNREAD = (
     RejectReason.UNREADABLE_ROW,
@@ -107,10 +107,10 @@ def requests_asked(config: RunConfig, manifest: Mapping[str, Any]) -> int:
 def _teachers_bill(config: RunConfig, manifest: Mapping[str, Any], rent: float | None) -> float | None:
     if not config.asks_teacher:
         return 0.0
-    prices = _by_token(config.plan.teacher)
-    if prices is None or "prompt_tokens" not in manifest:
+    if "prompt_tokens" not in manifest:
         return rent
-    return _bill(prices, _tokens(manifest, without_judge=own_judge(config) is not None))
+    bill = config.plan.teacher.bill(*_tokens(manifest, without_judge=own_judge(config) is not None))
+    return rent if bill is None else bill
 
 
 def own_judge(config: RunConfig) -> EngineConfig | None:
@@ -124,11 +124,10 @@ def _judges_bill(config: RunConfig, manifest: Mapping[str, Any], seconds: float 
     judge = own_judge(config)
     if judge is None:
         return 0.0
-    if (prices := _by_token(config.plan.judge)) is None:
+    bill = config.plan.judge.bill(manifest.get("judge_prompt_tokens", 0), manifest.get("judge_completion_tokens", 0))
+    if bill is None:
         return _rent(seconds, config.plan.judge, judge.num_gpus)
-    if "judge_prompt_tokens" not in manifest:
-        return None
-    return _bill(prices, (manifest["judge_prompt_tokens"], manifest["judge_completion_tokens"]))
+    return bill if "judge_prompt_tokens" in manifest else None
 
 
 def _verdicts_bill(config: RunConfig, spent: Mapping[str, float] | None) -> float | None:
@@ -137,9 +136,8 @@ def _verdicts_bill(config: RunConfig, spent: Mapping[str, float] | None) -> floa
         return 0.0
     own = config.evaluate.judge
     prices, engine = (config.plan.teacher, config.teacher) if own is None else (config.plan.judge, own)
-    if (by_token := _by_token(prices)) is None:
-        return _rent(spent["replica_seconds"], prices, engine.num_gpus)
-    return _bill(by_token, (spent["prompt_tokens"], spent["completion_tokens"]))
+    bill = prices.bill(spent["prompt_tokens"], spent["completion_tokens"])
+    return _rent(spent["replica_seconds"], prices, engine.num_gpus) if bill is None else bill
 
 
 def _tokens(manifest: Mapping[str, Any], *, without_judge: bool) -> tuple[float, float]:
@@ -156,8 +154,8 @@ def _teacher_per_request(config: RunConfig, manifest: Mapping[str, Any]) -> floa
     requests = requests_asked(config, manifest)
     if not requests or not config.asks_teacher or "prompt_tokens" not in manifest:
         return None
-    if (prices := _by_token(config.plan.teacher)) is not None:
-        return _bill(prices, _tokens(manifest, without_judge=True)) / requests
+    if (bill := config.plan.teacher.bill(*_tokens(manifest, without_judge=True))) is not None:
+        return bill / requests
     spent = manifest.get("spent", {}).get("generate", {})
     if not spent.get("calls") or "working_seconds" not in spent:
         return None
@@ -182,13 +180,3 @@ def _rent(replica_seconds: float | None, prices: HardwareConfig, gpus: int) -> f
     if replica_seconds is None or prices.price_per_hour is None:
         return None
     return replica_seconds / HOUR * max(1, gpus) * prices.price_per_hour
-
-
-def _by_token(prices: PlannedEngineConfig) -> tuple[float, float] | None:
-    """Prices of a million prompt and completion tokens, where both are given."""
-    prompt, completion = prices.price_per_million_prompt_tokens, prices.price_per_million_completion_tokens
-    return None if prompt is None or completion is None else (prompt, completion)
-
-
-def _bill(prices: tuple[float, float], tokens: tuple[float, float]) -> float:
-    return (tokens[0] * prices[0] + tokens[1] * prices[1]) / MILLION
